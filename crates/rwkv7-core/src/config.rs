@@ -1,0 +1,339 @@
+//! The architecture as data: every dimension is a field, nothing is derived from a name.
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use crate::layers::{ChannelMixConfig, SecondHalf};
+
+/// Dimensions of a model that every layer sees.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LayerDims {
+    /// Number of layers L.
+    pub n_layer: usize,
+    /// Embedding width C.
+    pub n_embd: usize,
+    /// Head size N; there are C / N heads.
+    pub head_size: usize,
+    /// Epsilon of the layer norms.
+    pub layer_norm_eps: f64,
+}
+
+impl LayerDims {
+    /// Number of heads H = C / N.
+    pub fn n_head(&self) -> usize {
+        self.n_embd / self.head_size
+    }
+}
+
+/// Configuration of what a block does after time mixing.
+///
+/// Implemented by [`ChannelMixConfig`] here; other crates implement it for their own layers.
+pub trait SecondHalfConfig:
+    Clone + std::fmt::Debug + PartialEq + Serialize + DeserializeOwned + Send + Sync + 'static
+{
+    /// The layer that this configuration builds.
+    type Layer: SecondHalf;
+
+    /// Checks the configuration against the model's dimensions.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`] names the field, what was found and what is expected.
+    fn validate(&self, dims: &LayerDims) -> Result<(), ConfigError>;
+
+    /// Exact number of parameters of one layer.
+    fn num_params(&self, dims: &LayerDims) -> usize;
+
+    /// Builds layer `init.layer()` with its initial values.
+    fn init(&self, dims: &LayerDims, init: &crate::init::LayerInit) -> Self::Layer;
+}
+
+/// What is wrong with a configuration.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum ConfigError {
+    /// A field holds a value that no model can have.
+    #[error("configuration: `{field}` is {found}, expected {expected}")]
+    Field {
+        /// Name of the field.
+        field: &'static str,
+        /// The value found.
+        found: String,
+        /// What is allowed.
+        expected: String,
+    },
+    /// No preset of this name.
+    #[error("unknown model preset `{name}`; the presets are: {known}")]
+    UnknownPreset {
+        /// The name asked for.
+        name: String,
+        /// All names, separated by commas.
+        known: String,
+    },
+}
+
+impl ConfigError {
+    /// A field with a value that is not allowed.
+    pub fn field(field: &'static str, found: impl ToString, expected: impl Into<String>) -> Self {
+        Self::Field {
+            field,
+            found: found.to_string(),
+            expected: expected.into(),
+        }
+    }
+}
+
+/// Configuration of an RWKV-7 model whose blocks end in the second half `S`.
+///
+/// Symbols are those of the RWKV-7 paper (arXiv 2503.14456) and of the official training code.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rwkv7Config<S = ChannelMixConfig> {
+    /// Vocabulary size V.
+    pub vocab_size: usize,
+    /// Number of layers L.
+    pub n_layer: usize,
+    /// Embedding width C, a multiple of `head_size`.
+    pub n_embd: usize,
+    /// Head size N; 64 in every released model.
+    pub head_size: usize,
+    /// Low-rank width of the decay (`w1 [C, D]`, `w2 [D, C]`).
+    pub decay_rank: usize,
+    /// Low-rank width of the in-context learning rate (`a1`, `a2`).
+    pub in_context_rank: usize,
+    /// Low-rank width of the value residual (`v1`, `v2`); layer 0 has none.
+    pub value_rank: usize,
+    /// Low-rank width of the gate (`g1`, `g2`).
+    pub gate_rank: usize,
+    /// Epsilon of ln0, ln1, ln2 and ln_out.
+    #[serde(default = "layer_norm_eps")]
+    pub layer_norm_eps: f64,
+    /// Epsilon of the per-head group norm; 64e-5 whatever the head size.
+    #[serde(default = "group_norm_eps")]
+    pub group_norm_eps: f64,
+    /// Whether the embedding is normalised by `blocks.0.ln0`; false where a checkpoint has it folded into the table.
+    #[serde(default = "yes")]
+    pub embedding_norm: bool,
+    /// What follows time mixing in every block.
+    pub second_half: S,
+}
+
+fn layer_norm_eps() -> f64 {
+    1e-5
+}
+
+fn group_norm_eps() -> f64 {
+    64e-5
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// `round(x / 32) * 32`, ties to even, at least 32: how the official training script sizes its low-rank factors.
+fn rank(x: f64) -> usize {
+    ((x / 32.0).round_ties_even() as usize * 32).max(32)
+}
+
+/// (name, L, C, decay/in-context rank, value rank, gate rank, V) of the published models, reference `rwkv7.md` 2.2.
+const PRESETS: &[(&str, usize, usize, usize, usize, usize, usize)] = &[
+    ("pile-168m", 12, 768, 64, 32, 128, 50304),
+    ("pile-421m", 24, 1024, 64, 64, 128, 50304),
+    ("pile-1.47b", 24, 2048, 96, 64, 256, 50304),
+    ("world-0.1b", 12, 768, 64, 32, 128, 65536),
+    ("world-0.4b", 24, 1024, 64, 32, 128, 65536),
+    ("world-1.5b", 24, 2048, 96, 64, 256, 65536),
+    ("world-2.9b", 32, 2560, 96, 64, 320, 65536),
+    ("g1-7.2b", 32, 4096, 128, 96, 480, 65536),
+    ("g1-13.3b", 61, 4096, 192, 128, 384, 65536),
+];
+
+impl Rwkv7Config<ChannelMixConfig> {
+    /// A model of this size with head size 64, feed-forward width 4C and the low-rank widths of the official training
+    /// script (2.5√C for decay and in-context rate, 1.7√C for the value residual, 5√C for the gate).
+    pub fn new(vocab_size: usize, n_layer: usize, n_embd: usize) -> Self {
+        let root = (n_embd as f64).sqrt();
+        Self {
+            vocab_size,
+            n_layer,
+            n_embd,
+            head_size: 64,
+            decay_rank: rank(2.5 * root),
+            in_context_rank: rank(2.5 * root),
+            value_rank: rank(1.7 * root),
+            gate_rank: rank(5.0 * root),
+            layer_norm_eps: layer_norm_eps(),
+            group_norm_eps: group_norm_eps(),
+            embedding_norm: true,
+            second_half: ChannelMixConfig {
+                ffn_size: 4 * n_embd,
+            },
+        }
+    }
+
+    /// Names of the published sizes.
+    pub fn presets() -> impl Iterator<Item = &'static str> {
+        PRESETS.iter().map(|p| p.0)
+    }
+
+    /// The configuration of a published size, such as `world-0.1b`.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError::UnknownPreset`] lists the names there are.
+    pub fn preset(name: &str) -> Result<Self, ConfigError> {
+        PRESETS
+            .iter()
+            .find(|p| p.0 == name)
+            .map(|&(_, layers, width, decay, value, gate, vocab)| Self {
+                decay_rank: decay,
+                in_context_rank: decay,
+                value_rank: value,
+                gate_rank: gate,
+                ..Self::new(vocab, layers, width)
+            })
+            .ok_or_else(|| ConfigError::UnknownPreset {
+                name: name.to_string(),
+                known: Self::presets().collect::<Vec<_>>().join(", "),
+            })
+    }
+}
+
+impl<S: SecondHalfConfig> Rwkv7Config<S> {
+    /// Number of heads H = C / N.
+    pub fn n_head(&self) -> usize {
+        self.n_embd / self.head_size
+    }
+
+    /// The part of the configuration that every layer sees.
+    pub fn dims(&self) -> LayerDims {
+        LayerDims {
+            n_layer: self.n_layer,
+            n_embd: self.n_embd,
+            head_size: self.head_size,
+            layer_norm_eps: self.layer_norm_eps,
+        }
+    }
+
+    /// Checks that a model with these dimensions exists.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`] names the field, what was found and what is expected.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        for (field, value) in [
+            ("vocab_size", self.vocab_size),
+            ("n_layer", self.n_layer),
+            ("n_embd", self.n_embd),
+            ("head_size", self.head_size),
+            ("decay_rank", self.decay_rank),
+            ("in_context_rank", self.in_context_rank),
+            ("value_rank", self.value_rank),
+            ("gate_rank", self.gate_rank),
+        ] {
+            if value == 0 {
+                return Err(ConfigError::field(field, 0, "at least 1"));
+            }
+        }
+        if !self.n_embd.is_multiple_of(self.head_size) {
+            return Err(ConfigError::field(
+                "n_embd",
+                self.n_embd,
+                format!("a multiple of head_size = {}", self.head_size),
+            ));
+        }
+        for (field, eps) in [
+            ("layer_norm_eps", self.layer_norm_eps),
+            ("group_norm_eps", self.group_norm_eps),
+        ] {
+            if !(eps > 0.0 && eps < 1.0) {
+                return Err(ConfigError::field(field, eps, "between 0 and 1"));
+            }
+        }
+        self.second_half.validate(&self.dims())
+    }
+
+    /// Exact number of parameters that the model holds.
+    ///
+    /// Layer 0 has no value residual, hence no `v0`, `v1`, `v2`; see [`Self::num_params_official`].
+    pub fn num_params(&self) -> usize {
+        let c = self.n_embd;
+        let ranks = self.decay_rank + self.in_context_rank + self.value_rank + self.gate_rank;
+        // ln1, ln2, ln_x: 6; x_r..x_g: 6; w0, a0, v0: 3; k_k, k_a: 2; r_k: 1; receptance, key, value, output: 4 C².
+        let layer = 18 * c + 4 * c * c + 2 * c * ranks + self.second_half.num_params(&self.dims());
+        let norms = if self.embedding_norm { 4 * c } else { 2 * c };
+        2 * self.vocab_size * c + norms + self.n_layer * layer - (c + 2 * c * self.value_rank)
+    }
+
+    /// The count that the official code prints: with layer 0's unused value-residual factors.
+    pub fn num_params_official(&self) -> usize {
+        self.num_params() + self.n_embd + 2 * self.n_embd * self.value_rank
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parameter_counts_of_the_published_models() {
+        for (name, official, stored) in [
+            ("pile-168m", 167_688_192, 167_638_272),
+            ("pile-421m", 421_212_160, 421_080_064),
+            ("pile-1.47b", 1_465_278_464, 1_465_014_272),
+            ("world-0.1b", 191_084_544, 191_034_624),
+            ("world-0.4b", 450_834_432, 450_767_872),
+            ("world-1.5b", 1_527_668_736, 1_527_404_544),
+            ("world-2.9b", 2_948_065_280, 2_947_735_040),
+            ("g1-7.2b", 7_199_932_416_usize, 7_199_141_888_usize),
+            ("g1-13.3b", 13_270_298_624, 13_269_245_952),
+        ] {
+            let config = Rwkv7Config::preset(name).unwrap();
+            config.validate().unwrap();
+            assert_eq!(config.num_params_official(), official, "{name}");
+            assert_eq!(config.num_params(), stored, "{name}");
+        }
+    }
+
+    #[test]
+    fn ranks_of_a_new_model() {
+        for (width, ranks) in [
+            (64, [32, 32, 32, 32]),
+            (128, [32, 32, 32, 64]),
+            (512, [64, 64, 32, 128]),
+            (768, [64, 64, 32, 128]),
+            (1024, [64, 64, 64, 160]),
+            (2048, [128, 128, 64, 224]),
+            (2560, [128, 128, 96, 256]),
+            (4096, [160, 160, 96, 320]),
+        ] {
+            let c = Rwkv7Config::new(256, 2, width);
+            let found = [c.decay_rank, c.in_context_rank, c.value_rank, c.gate_rank];
+            assert_eq!(found, ranks, "C = {width}");
+        }
+    }
+
+    #[test]
+    fn json_round_trip_and_unknown_fields() {
+        let config = Rwkv7Config::new(97, 3, 128);
+        let json = serde_json::to_string(&config).unwrap();
+        assert_eq!(serde_json::from_str::<Rwkv7Config>(&json).unwrap(), config);
+        let wrong = json.replace("n_layer", "layers");
+        let error = serde_json::from_str::<Rwkv7Config>(&wrong).unwrap_err();
+        assert!(error.to_string().contains("layers"), "{error}");
+    }
+
+    #[test]
+    fn impossible_dimensions_are_named() {
+        let config = Rwkv7Config {
+            n_embd: 100,
+            ..Rwkv7Config::new(97, 3, 128)
+        };
+        let error = config.validate().unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "configuration: `n_embd` is 100, expected a multiple of head_size = 64"
+        );
+        let error = Rwkv7Config::preset("world-9b").unwrap_err().to_string();
+        assert!(error.contains("world-0.1b"), "{error}");
+    }
+}

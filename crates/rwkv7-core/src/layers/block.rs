@@ -1,0 +1,88 @@
+//! A block: time mixing, then a second half, each on the normalised residual stream.
+//!
+//! ```text
+//! x = ln0(x)                     block 0 only: what leaves ln0 is the residual stream
+//! x = x + att(ln1(x))
+//! x = x + second_half(ln2(x))
+//! ```
+
+use burn::{
+    module::{Module, ModuleDisplay},
+    nn::LayerNorm,
+    tensor::{Device, Tensor},
+};
+
+use crate::state::{LayerState, StateTensors};
+
+use super::{Span, TimeMix, TimeMixTrace};
+
+/// What a block does after time mixing.
+///
+/// [`ChannelMix`](super::ChannelMix) is RWKV-7's. A layer of another crate implements this trait and gets the whole
+/// model, its state, initialisation, checkpoints and training with it.
+pub trait SecondHalf: Module + ModuleDisplay {
+    /// What the layer carries from token to token.
+    type State: StateTensors;
+
+    /// Name of the layer in checkpoints: its tensors are called `blocks.{i}.{NAME}.…`.
+    const NAME: &'static str;
+
+    /// The layer's contribution to the residual stream.
+    ///
+    /// # Shapes
+    ///
+    /// - `h`: `LN2(x)`, `[batch, time, C]`
+    /// - output: `[batch, time, C]`; what it holds at padding is not looked at
+    ///
+    /// `trace` is what time mixing of the same block computed for the same tokens. At padding (`span`) the state must
+    /// not change.
+    fn forward(
+        &self,
+        h: Tensor<3>,
+        trace: &TimeMixTrace,
+        span: &Span,
+        state: Self::State,
+    ) -> (Tensor<3>, Self::State);
+
+    /// The state before the first token.
+    fn zero_state(&self, batch: usize, device: &Device) -> Self::State;
+}
+
+/// A block, generic over its second half.
+#[derive(Module, Debug)]
+pub struct Block<M: SecondHalf> {
+    /// Normalises the embedding; block 0 only, absent where it is folded into the table.
+    pub ln0: Option<LayerNorm>,
+    /// Before time mixing.
+    pub ln1: LayerNorm,
+    /// Before the second half.
+    pub ln2: LayerNorm,
+    /// Time mixing.
+    pub att: TimeMix,
+    /// The second half; the checkpoint calls it by [`SecondHalf::NAME`].
+    pub ffn: M,
+}
+
+impl<M: SecondHalf> Block<M> {
+    /// Runs the block on `x [batch, time, C]`; returns the new residual stream and state.
+    ///
+    /// `value_first` is layer 0's value: layer 0 sets it, the others read it.
+    pub fn forward(
+        &self,
+        x: Tensor<3>,
+        value_first: &mut Option<Tensor<3>>,
+        span: &Span,
+        state: LayerState<M::State>,
+    ) -> (Tensor<3>, LayerState<M::State>) {
+        let x = match &self.ln0 {
+            Some(ln0) => ln0.forward(x),
+            None => x,
+        };
+        let h = self.ln1.forward(x.clone());
+        let (mixed, att, trace) = self.att.forward(h, value_first, span, state.att);
+        let x = x + mixed;
+        let h = self.ln2.forward(x.clone());
+        let (mixed, second) = self.ffn.forward(h, &trace, span, state.second);
+        (x + mixed, LayerState { att, second })
+    }
+}

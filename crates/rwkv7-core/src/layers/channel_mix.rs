@@ -1,0 +1,110 @@
+//! Channel mixing, the second half of an RWKV-7 block: `W_v relu(W_k (h + Δ ⊙ x_k))²`, `Δ_t = h_{t-1} - h_t`.
+
+use burn::{
+    module::{Module, Param},
+    nn::Linear,
+    tensor::{Device, Tensor, activation},
+};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    config::{ConfigError, LayerDims, SecondHalfConfig},
+    init::LayerInit,
+    state::{StateError, StateTensors, TensorReader, TensorWriter},
+};
+
+use super::{SecondHalf, Span, TimeMixTrace, project, token_shift, zero_state};
+
+/// Configuration of [`ChannelMix`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ChannelMixConfig {
+    /// Feed-forward width F; 4C in every released model.
+    pub ffn_size: usize,
+}
+
+/// Channel mixing.
+#[derive(Module, Debug)]
+pub struct ChannelMix {
+    /// Token-shift mix, `[1, 1, C]`.
+    pub x_k: Param<Tensor<3>>,
+    /// `C -> F`.
+    pub key: Linear,
+    /// `F -> C`.
+    pub value: Linear,
+}
+
+/// What channel mixing carries from token to token: the last normalised input, `[batch, C]`.
+#[derive(Clone, Debug)]
+pub struct ChannelMixState {
+    /// Input of the last token, `[batch, C]`.
+    pub shift: Tensor<2>,
+}
+
+impl SecondHalfConfig for ChannelMixConfig {
+    type Layer = ChannelMix;
+
+    fn validate(&self, _dims: &LayerDims) -> Result<(), ConfigError> {
+        match self.ffn_size {
+            0 => Err(ConfigError::field("second_half.ffn_size", 0, "at least 1")),
+            _ => Ok(()),
+        }
+    }
+
+    fn num_params(&self, dims: &LayerDims) -> usize {
+        dims.n_embd + 2 * dims.n_embd * self.ffn_size
+    }
+
+    fn init(&self, dims: &LayerDims, init: &LayerInit) -> ChannelMix {
+        let (c, f) = (dims.n_embd, self.ffn_size);
+        ChannelMix {
+            x_k: init.shift_mix(c, init.depth_left().powi(4)),
+            key: init.orthogonal_linear("ffn.key", c, f, 1.0),
+            value: init.zero_linear(f, c),
+        }
+    }
+}
+
+impl SecondHalf for ChannelMix {
+    type State = ChannelMixState;
+
+    const NAME: &'static str = "ffn";
+
+    fn forward(
+        &self,
+        h: Tensor<3>,
+        _trace: &TimeMixTrace,
+        span: &Span,
+        state: ChannelMixState,
+    ) -> (Tensor<3>, ChannelMixState) {
+        let (delta, shift) = token_shift(&h, state.shift, span);
+        let x_k = h + delta * self.x_k.val();
+        let hidden = activation::relu(project(&self.key, x_k)).square();
+        (project(&self.value, hidden), ChannelMixState { shift })
+    }
+
+    fn zero_state(&self, batch: usize, device: &Device) -> ChannelMixState {
+        let [_, _, width] = self.x_k.shape().dims();
+        ChannelMixState {
+            shift: zero_state([batch, width], device),
+        }
+    }
+}
+
+impl StateTensors for ChannelMixState {
+    fn write(&self, out: &mut TensorWriter) {
+        out.put("ffn.shift", &self.shift);
+    }
+
+    fn read(&self, from: &mut TensorReader) -> Result<Self, StateError> {
+        Ok(Self {
+            shift: from.take("ffn.shift", &self.shift)?,
+        })
+    }
+
+    fn detach(self) -> Self {
+        Self {
+            shift: self.shift.detach(),
+        }
+    }
+}

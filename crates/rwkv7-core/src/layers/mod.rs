@@ -1,0 +1,29 @@
+//! The layers of RWKV-7: time mixing, channel mixing and the block that joins them.
+
+mod block;
+mod channel_mix;
+mod time_mix;
+mod token_shift;
+
+use burn::{
+    nn::Linear,
+    tensor::{Device, Tensor},
+};
+
+pub use block::{Block, SecondHalf};
+pub use channel_mix::{ChannelMix, ChannelMixConfig, ChannelMixState};
+pub use time_mix::{TimeMix, TimeMixState, TimeMixTrace};
+pub use token_shift::{Span, token_shift};
+
+/// `x W` for `x [batch, time, in]`, as one product over batch and time: twice as fast as a batched one on the CPU.
+pub fn project(linear: &Linear, x: Tensor<3>) -> Tensor<3> {
+    let [batch, time, width] = x.dims();
+    let y = linear.forward(x.reshape([batch * time, width]));
+    let out = y.dims()[1];
+    y.reshape([batch, time, out])
+}
+
+/// Zeros of these dimensions in f32, the dtype of every running state.
+pub(crate) fn zero_state<const D: usize>(dims: [usize; D], device: &Device) -> Tensor<D> {
+    Tensor::zeros(dims, (device, burn::tensor::DType::F32))
+}

@@ -1,0 +1,77 @@
+//! Token shift: the difference between a token and the one before it.
+
+use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
+
+/// How much of each row of a batch is real.
+#[derive(Clone, Debug)]
+pub enum Span {
+    /// Every position of every row.
+    Full,
+    /// The first positions only; the rest is padding, which must not change anyone's result.
+    Ragged {
+        /// True at padding, `[batch, time, 1]`.
+        padding: Tensor<3, Bool>,
+        /// Number of real tokens, `[batch, 1, 1]`.
+        lengths: Tensor<3, Int>,
+    },
+}
+
+impl Span {
+    /// The span of rows with these numbers of real tokens, padded to `time`.
+    ///
+    /// # Panics
+    ///
+    /// If a length exceeds `time`.
+    pub fn new(lengths: &[usize], time: usize, device: &Device) -> Self {
+        if let Some(long) = lengths.iter().find(|&&l| l > time) {
+            panic!("a row of {long} tokens in a batch padded to {time}");
+        }
+        if lengths.iter().all(|&l| l == time) {
+            return Self::Full;
+        }
+        let batch = lengths.len();
+        let padding: Vec<bool> = lengths
+            .iter()
+            .flat_map(|&l| (0..time).map(move |t| t >= l))
+            .collect();
+        let lengths: Vec<i32> = lengths.iter().map(|&l| l as i32).collect();
+        Self::Ragged {
+            padding: Tensor::from_data(TensorData::new(padding, [batch, time, 1]), device),
+            lengths: Tensor::from_data(TensorData::new(lengths, [batch, 1, 1]), device),
+        }
+    }
+
+    /// Sets padding to zero in `x [batch, time, width]`.
+    pub fn clear_padding(&self, x: Tensor<3>) -> Tensor<3> {
+        match self {
+            Self::Full => x,
+            Self::Ragged { padding, .. } => {
+                let dims = x.dims();
+                x.mask_fill(padding.clone().expand(dims), 0.0)
+            }
+        }
+    }
+}
+
+/// Returns `h_{t-1} - h_t` for `h [batch, time, width]`, and the last real token of each row, `[batch, width]`.
+///
+/// `last` is the token before the first one, `[batch, width]`; zeros at the start of a sequence.
+pub fn token_shift(h: &Tensor<3>, last: Tensor<2>, span: &Span) -> (Tensor<3>, Tensor<2>) {
+    let [batch, time, width] = h.dims();
+    let dtype = h.dtype();
+    let last = last.cast(dtype).unsqueeze_dim::<3>(1);
+    let new_last = match span {
+        Span::Full => h.clone().narrow(1, time - 1, 1),
+        Span::Ragged { lengths, .. } => {
+            // Row 0 is the carried token: an empty row keeps it.
+            let all = Tensor::cat(vec![last.clone(), h.clone()], 1);
+            all.gather(1, lengths.clone().expand([batch, 1, width]))
+        }
+    };
+    let previous = if time == 1 {
+        last
+    } else {
+        Tensor::cat(vec![last, h.clone().narrow(1, 0, time - 1)], 1)
+    };
+    (previous - h.clone(), new_last.reshape([batch, width]))
+}

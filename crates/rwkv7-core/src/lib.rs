@@ -1,0 +1,20 @@
+//! RWKV-7 "Goose" for [Burn](https://burn.dev): the WKV-7 operator, the layers, the model and its state, initial values and
+//! optimizer groups, official checkpoints and tokenizers.
+//!
+//! Nothing here names a backend: a [`Device`](burn::tensor::Device) chooses it at run time, cargo features choose what is
+//! compiled in.
+
+pub mod checkpoint;
+pub mod config;
+pub mod init;
+pub mod layers;
+pub mod loss;
+pub mod operator;
+pub mod optimizer;
+pub mod state;
+
+mod model;
+
+pub use config::Rwkv7Config;
+pub use model::{Rwkv7, Rwkv7Lm};
+pub use state::State;

@@ -1,0 +1,189 @@
+//! The RWKV-7 language model, generic over what follows time mixing in each block.
+
+use burn::{
+    module::Module,
+    nn::{Embedding, LayerNorm, Linear},
+    tensor::{Device, Int, Tensor},
+};
+
+use crate::{
+    config::{Rwkv7Config, SecondHalfConfig},
+    init::{self, LayerInit},
+    layers::{Block, ChannelMix, SecondHalf, Span, project},
+    state::{LayerState, State},
+};
+
+/// RWKV-7 as published.
+pub type Rwkv7Lm = Rwkv7<ChannelMix>;
+
+/// A language model of RWKV-7 blocks whose second halves are `M`.
+///
+/// ```text
+/// x      = emb[token]
+/// x      = block_l(x)          l = 0..L
+/// logits = head(ln_out(x))
+/// ```
+#[derive(Module, Debug)]
+pub struct Rwkv7<M: SecondHalf> {
+    /// Token embedding, `[V, C]`.
+    pub emb: Embedding,
+    /// The blocks.
+    pub blocks: Vec<Block<M>>,
+    /// Before the head.
+    pub ln_out: LayerNorm,
+    /// `C -> V`, no bias, not tied to the embedding.
+    pub head: Linear,
+}
+
+impl<S: SecondHalfConfig> Rwkv7Config<S> {
+    /// A model with RWKV-7's initial values (reference `rwkv7.md` 3.1), the same for the same seed on every device.
+    ///
+    /// Parameters are made when they are first used: a model that is loaded from a checkpoint right away never pays for
+    /// its initial values.
+    ///
+    /// # Panics
+    ///
+    /// If [`validate`](Self::validate) refuses the configuration.
+    pub fn init(&self, device: &Device, seed: u64) -> Rwkv7<S::Layer> {
+        if let Err(error) = self.validate() {
+            panic!("{error}");
+        }
+        let dims = self.dims();
+        let blocks = (0..self.n_layer)
+            .map(|layer| {
+                let init = LayerInit::new(layer, &dims, device, seed);
+                let norm = || init::layer_norm(self.n_embd, self.layer_norm_eps, device);
+                Block {
+                    ln0: (layer == 0 && self.embedding_norm).then(norm),
+                    ln1: norm(),
+                    ln2: norm(),
+                    att: init::time_mix(self, &init),
+                    ffn: self.second_half.init(&dims, &init),
+                }
+            })
+            .collect();
+        Rwkv7 {
+            emb: init::embedding(self.vocab_size, self.n_embd, device, seed),
+            blocks,
+            ln_out: init::layer_norm(self.n_embd, self.layer_norm_eps, device),
+            head: init::head(self.n_embd, self.vocab_size, device, seed),
+        }
+    }
+}
+
+impl<M: SecondHalf> Rwkv7<M> {
+    /// Logits `[batch, time, V]` for `tokens [batch, time]`, and the state after the last token.
+    ///
+    /// Without a `state` the sequence starts from nothing. Splitting a sequence anywhere and carrying the state gives
+    /// the same logits.
+    ///
+    /// # Panics
+    ///
+    /// If the sequence is empty or the state is of another model or batch. A token id outside the vocabulary panics or
+    /// reads rubbish, depending on the device: check ids where they come from.
+    pub fn forward(
+        &self,
+        tokens: Tensor<2, Int>,
+        state: Option<State<M::State>>,
+    ) -> (Tensor<3>, State<M::State>) {
+        self.run(tokens, &Span::Full, state)
+    }
+
+    /// [`forward`](Self::forward) for rows of different lengths, padded at the end with any valid token.
+    ///
+    /// Each row's logits at its real positions and its state are what it would give alone; logits at padding mean
+    /// nothing. A length of 0 leaves the row's state as it is.
+    ///
+    /// # Panics
+    ///
+    /// As [`forward`](Self::forward), and if there is not one length a row or a length exceeds the padded one.
+    pub fn forward_ragged(
+        &self,
+        tokens: Tensor<2, Int>,
+        lengths: &[usize],
+        state: Option<State<M::State>>,
+    ) -> (Tensor<3>, State<M::State>) {
+        let [batch, time] = tokens.dims();
+        assert_eq!(lengths.len(), batch, "one length per row of the batch");
+        let span = Span::new(lengths, time, &tokens.device());
+        self.run(tokens, &span, state)
+    }
+
+    /// Logits `[batch, V]` after one more token a row, `tokens [batch]`.
+    pub fn step(
+        &self,
+        tokens: Tensor<1, Int>,
+        state: State<M::State>,
+    ) -> (Tensor<2>, State<M::State>) {
+        let (logits, state) = self.forward(tokens.unsqueeze_dim(1), Some(state));
+        (logits.squeeze_dim(1), state)
+    }
+
+    /// Reads `tokens [batch, time]` and returns the logits after the last one, `[batch, V]`: what generation needs of a
+    /// prompt, without the head's work for every position.
+    pub fn read(
+        &self,
+        tokens: Tensor<2, Int>,
+        state: Option<State<M::State>>,
+    ) -> (Tensor<2>, State<M::State>) {
+        let (x, state) = self.hidden(tokens, &Span::Full, state);
+        let time = x.dims()[1];
+        (self.logits(x.narrow(1, time - 1, 1)).squeeze_dim(1), state)
+    }
+
+    fn run(
+        &self,
+        tokens: Tensor<2, Int>,
+        span: &Span,
+        state: Option<State<M::State>>,
+    ) -> (Tensor<3>, State<M::State>) {
+        let (x, state) = self.hidden(tokens, span, state);
+        (self.logits(x), state)
+    }
+
+    fn logits(&self, x: Tensor<3>) -> Tensor<3> {
+        project(&self.head, self.ln_out.forward(x))
+    }
+
+    fn hidden(
+        &self,
+        tokens: Tensor<2, Int>,
+        span: &Span,
+        state: Option<State<M::State>>,
+    ) -> (Tensor<3>, State<M::State>) {
+        let batch = tokens.dims()[0];
+        let mut x = self.emb.forward(tokens);
+        let state = state.unwrap_or_else(|| self.zero_state(batch, &x.device()));
+        assert_eq!(
+            state.layers.len(),
+            self.blocks.len(),
+            "the state has another number of layers than the model"
+        );
+        let mut value_first = None;
+        let mut layers = Vec::with_capacity(self.blocks.len());
+        for (block, layer) in self.blocks.iter().zip(state.layers) {
+            let (next, layer) = block.forward(x, &mut value_first, span, layer);
+            x = next;
+            layers.push(layer);
+        }
+        (x, State { layers })
+    }
+
+    /// The state before the first token.
+    pub fn zero_state(&self, batch: usize, device: &Device) -> State<M::State> {
+        let layers = self
+            .blocks
+            .iter()
+            .map(|block| LayerState {
+                att: block.att.zero_state(batch, device),
+                second: block.ffn.zero_state(batch, device),
+            })
+            .collect();
+        State { layers }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+#[path = "model_tests.rs"]
+mod tests;

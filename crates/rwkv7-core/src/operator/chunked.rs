@@ -1,0 +1,185 @@
+//! The operator in plain tensor operations over chunks of tokens (the WY form of products of rank-one updates).
+//!
+//! For a chunk with log decays `g`, inclusive sums `G_t`, exclusive sums `E_t = G_t - g_t`, chunk sum `G_n`, and one row
+//! per token:
+//!
+//! ```text
+//! R̂ = R e^G   Â = A e^E   Ǩ = K e^-G   B̌ = B e^-G   K̄ = K e^(G_n-G)   B̄ = B e^(G_n-G)
+//! M  = (I - stril(Â B̌ᵀ))⁻¹
+//! SA = M (Â S0ᵀ + stril(Â Ǩᵀ) V)
+//! Y  = R̂ S0ᵀ + tril(R̂ Ǩᵀ) V + tril(R̂ B̌ᵀ) SA
+//! S  = S0 diag(e^G_n) + Vᵀ K̄ + SAᵀ B̄
+//! ```
+//!
+//! `SA` is affine in `S0`, hence so is `S`: `S = S0 T + C` with `T = diag(e^G_n) + (MÂ)ᵀ B̄`. Everything but that one
+//! product per chunk runs for all chunks at once.
+//!
+//! RWKV-7's decay has the floor e^(-e^(-1/2)) = 0.545 per step, so with a reference row in mid-chunk subtracted from
+//! `G` (only differences of `G` enter the products) no exponent exceeds 0.61 n/2. What lies above the diagonal is
+//! removed by selection, never by multiplication.
+
+use burn::tensor::{Bool, Tensor};
+
+use super::Wkv7Input;
+
+/// Tokens per chunk, by measurement (`docs/src/performance.md`).
+pub const CHUNK: usize = 16;
+
+/// The operator over chunks of `chunk` tokens; any sequence length, differentiable by autodiff.
+///
+/// # Panics
+///
+/// If `chunk` is not a power of two between 2 and 128: beyond that f32 loses the products of decays.
+pub fn wkv7(input: Wkv7Input, s0: Tensor<4>, chunk: usize) -> (Tensor<4>, Tensor<4>) {
+    assert!(
+        chunk.is_power_of_two() && (2..=128).contains(&chunk),
+        "wkv7: the chunk length is {chunk}, expected a power of two from 2 to 128"
+    );
+    let [batch, time, heads, key] = input.r.dims();
+    let value = input.v.dims()[3];
+    let chunk = chunk.min(time.next_power_of_two().max(2));
+    let chunks = time.div_ceil(chunk);
+    let device = input.r.device();
+    let dtype = input.r.dtype();
+
+    // [batch, time, heads, size] -> [batch, heads, chunks, chunk, size]; padding with zeros is a step that does nothing.
+    let fold = |x: Tensor<4>| {
+        let size = x.dims()[3];
+        let missing = chunks * chunk - time;
+        let x = if missing == 0 {
+            x
+        } else {
+            let zeros = Tensor::zeros([batch, missing, heads, size], (&device, dtype));
+            Tensor::cat(vec![x, zeros], 1)
+        };
+        x.reshape([batch, chunks, chunk, heads, size])
+            .permute([0, 3, 1, 2, 4])
+    };
+    let [r, g, k, v, a, b] = [input.r, input.log_w, input.k, input.v, input.a, input.b].map(fold);
+
+    let inclusive = g.clone().cumsum(3);
+    let exclusive = inclusive.clone() - g;
+    let total = inclusive.clone().narrow(3, chunk - 1, 1); // [batch, heads, chunks, 1, key]
+    let middle = inclusive.clone().narrow(3, chunk / 2 - 1, 1);
+    let shrink = (inclusive.clone() - middle.clone()).exp();
+    let shrink_before = (exclusive.clone() - middle.clone()).exp();
+    let stretch = (middle - inclusive.clone()).exp();
+    let to_end = (total.clone() - inclusive.clone()).exp();
+
+    let keys = Tensor::cat(vec![k.clone() * stretch.clone(), b.clone() * stretch], 3).transpose();
+    // Columns 0..chunk meet the keys k, columns chunk..2 chunk the keys b.
+    let with_r = (r.clone() * shrink).matmul(keys.clone());
+    let with_a = (a.clone() * shrink_before).matmul(keys);
+    let future = later_tokens(chunk, 0, &device);
+    let not_past = later_tokens(chunk, -1, &device);
+    let select = |scores: &Tensor<5>, half: usize, mask: &Tensor<5, Bool>| {
+        let [b, h, c, n, _] = scores.dims();
+        scores
+            .clone()
+            .narrow(4, half * chunk, chunk)
+            .mask_fill(mask.clone().expand([b, h, c, n, n]), 0.0)
+    };
+    let rk = select(&with_r, 0, &future);
+    let rb = select(&with_r, 1, &future);
+    let ak = select(&with_a, 0, &not_past);
+    let ab = select(&with_a, 1, &not_past);
+
+    // SA = reads S0ᵀ + writes
+    let solve = inverse_of_unit_lower(ab);
+    let reads = solve.clone().matmul(a * exclusive.exp());
+    let writes = solve.matmul(ak.matmul(v.clone()));
+
+    let b_end = b * to_end.clone();
+    let k_end = k * to_end;
+    let identity = Tensor::<2>::eye(key, &device)
+        .cast(dtype)
+        .reshape([1, 1, 1, key, key]);
+    let transition = identity * total.exp() + reads.clone().transpose().matmul(b_end.clone());
+    let update = v.clone().transpose().matmul(k_end) + writes.clone().transpose().matmul(b_end);
+
+    let mut state = s0.unsqueeze_dim::<5>(2); // [batch, heads, 1, value, key]
+    let mut starts = Vec::with_capacity(chunks);
+    for c in 0..chunks {
+        let next = state.clone().matmul(transition.clone().narrow(2, c, 1))
+            + update.clone().narrow(2, c, 1);
+        starts.push(std::mem::replace(&mut state, next));
+    }
+    let starts = Tensor::cat(starts, 2).transpose(); // [batch, heads, chunks, key, value]
+
+    let sa = reads.matmul(starts.clone()) + writes;
+    let y = (r * inclusive.exp()).matmul(starts) + rk.matmul(v) + rb.matmul(sa);
+    let y = y
+        .permute([0, 2, 3, 1, 4])
+        .reshape([batch, chunks * chunk, heads, value]);
+    let y = if chunks * chunk == time {
+        y
+    } else {
+        y.narrow(1, 0, time)
+    };
+    (y, state.squeeze_dim::<4>(2))
+}
+
+/// True above the given diagonal: what token `row` must not see. `[1, 1, 1, n, n]`.
+fn later_tokens(n: usize, diagonal: i64, device: &burn::tensor::Device) -> Tensor<5, Bool> {
+    Tensor::<2, Bool>::tril_mask([n, n], diagonal, device).reshape([1, 1, 1, n, n])
+}
+
+/// `(I - x)⁻¹` for strictly lower triangular `x [.., n, n]`, n a power of two.
+///
+/// Forward substitution in blocks: with the inverses P and Q of two neighbouring diagonal blocks and the block X below
+/// the first and beside the second, the inverse of both together is `[[P, 0], [Q X P, Q]]`. A power series of `x` would
+/// need fewer steps, but it is unusable in f32: with repeated keys the powers grow to 1e16 before they cancel.
+fn inverse_of_unit_lower(x: Tensor<5>) -> Tensor<5> {
+    let [b, h, c, n, _] = x.dims();
+    let outer = b * h * c;
+    let constant = x.clone().detach();
+    // [outer, blocks, size, size]: the inverses of the diagonal blocks, from size 1 up.
+    let mut inverse = Tensor::<4>::ones([outer, n, 1, 1], (&x.device(), x.dtype()));
+    let mut size = 1;
+    while size < n {
+        let pairs = n / (2 * size);
+        // Diagonal blocks of twice the size, of which the lower left quarter is X.
+        let below = diagonal_blocks(constant.clone(), outer, pairs, size);
+        let both = inverse.reshape([outer, pairs, 2, size * size]);
+        let first = both
+            .clone()
+            .narrow(2, 0, 1)
+            .reshape([outer, pairs, size, size]);
+        let second = both.narrow(2, 1, 1).reshape([outer, pairs, size, size]);
+        let corner = second.clone().matmul(below).matmul(first.clone());
+        let zeros = Tensor::zeros([outer, pairs, size, size], (&x.device(), x.dtype()));
+        inverse = Tensor::cat(
+            vec![
+                Tensor::cat(vec![first, zeros], 3),
+                Tensor::cat(vec![corner, second], 3),
+            ],
+            2,
+        );
+        size *= 2;
+    }
+    let inverse = inverse.reshape([b, h, c, n, n]);
+    if x.is_autodiff() {
+        // d(I - x)⁻¹ = (I - x)⁻¹ dx (I - x)⁻¹: the added term is zero and carries exactly this derivative.
+        let zero = x - constant;
+        inverse.clone() + inverse.clone().matmul(zero).matmul(inverse)
+    } else {
+        inverse
+    }
+}
+
+/// The lower left quarters, `[outer, pairs, size, size]`, of the diagonal blocks of size `2 size` of `x [.., n, n]`.
+fn diagonal_blocks(x: Tensor<5>, outer: usize, pairs: usize, size: usize) -> Tensor<4> {
+    let double = 2 * size;
+    let n = pairs * double;
+    let x = x.reshape([outer, n, n]);
+    let blocks = (0..pairs)
+        .map(|p| {
+            let row = p * double + size;
+            let column = p * double;
+            x.clone()
+                .slice([0..outer, row..row + size, column..column + size])
+                .unsqueeze_dim::<4>(1)
+        })
+        .collect();
+    Tensor::cat(blocks, 1)
+}

@@ -1,0 +1,220 @@
+//! The running state of a model: everything it remembers of the tokens it has read, constant in size.
+
+use std::{collections::BTreeMap, path::Path};
+
+use burn::tensor::{DType, Tensor, TensorData};
+
+use crate::{
+    checkpoint::{Checkpoint, CheckpointError},
+    layers::{ChannelMixState, TimeMixState},
+};
+
+/// State of a model whose second halves carry `S`: one entry a layer.
+#[derive(Clone, Debug)]
+pub struct State<S = ChannelMixState> {
+    /// Per layer, from the first block to the last.
+    pub layers: Vec<LayerState<S>>,
+}
+
+/// State of one block.
+#[derive(Clone, Debug)]
+pub struct LayerState<S = ChannelMixState> {
+    /// Of time mixing.
+    pub att: TimeMixState,
+    /// Of the second half.
+    pub second: S,
+}
+
+/// A state that can be saved, loaded and cut off from the autodiff graph.
+pub trait StateTensors: Clone + std::fmt::Debug + Send {
+    /// Names every tensor.
+    fn write(&self, out: &mut TensorWriter);
+
+    /// A state of the same shapes and devices as `self`, with the values of a file.
+    ///
+    /// # Errors
+    ///
+    /// [`StateError`] if a tensor is missing or has another shape.
+    fn read(&self, from: &mut TensorReader) -> Result<Self, StateError>;
+
+    /// The same values, through which no gradient flows.
+    fn detach(self) -> Self;
+}
+
+/// A state file does not fit the model.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// The file cannot be read or written.
+    #[error(transparent)]
+    File(#[from] CheckpointError),
+    /// A tensor of the model's state is not in the file.
+    #[error("{file}: the state has no tensor `{name}`; it was saved by another architecture")]
+    Missing {
+        /// The file.
+        file: String,
+        /// The tensor.
+        name: String,
+    },
+    /// A tensor has another shape than the model's.
+    #[error(
+        "{file}: state tensor `{name}` has shape {found:?}, this model needs {expected:?}; the state was saved by a model \
+         of another size or for another batch"
+    )]
+    Shape {
+        /// The file.
+        file: String,
+        /// The tensor.
+        name: String,
+        /// Shape in the file.
+        found: Vec<usize>,
+        /// Shape that the model needs.
+        expected: Vec<usize>,
+    },
+    /// The file holds tensors that the model has no use for.
+    #[error("{file}: the state holds tensors that this model does not have: {names}")]
+    Unknown {
+        /// The file.
+        file: String,
+        /// The tensors.
+        names: String,
+    },
+}
+
+/// Collects the tensors of a state under their names.
+#[derive(Default)]
+pub struct TensorWriter {
+    prefix: String,
+    tensors: Vec<(String, TensorData)>,
+}
+
+impl TensorWriter {
+    /// Adds a tensor; it is stored in f32.
+    pub fn put<const D: usize>(&mut self, name: &str, tensor: &Tensor<D>) {
+        let data = tensor.to_data_dtype(DType::F32);
+        self.tensors.push((format!("{}{name}", self.prefix), data));
+    }
+}
+
+/// Hands out the tensors of a state file by name.
+pub struct TensorReader {
+    file: String,
+    prefix: String,
+    tensors: BTreeMap<String, TensorData>,
+}
+
+impl TensorReader {
+    /// Takes the tensor `name`, which must have the shape of `like` and goes to its device.
+    ///
+    /// # Errors
+    ///
+    /// [`StateError::Missing`] or [`StateError::Shape`].
+    pub fn take<const D: usize>(
+        &mut self,
+        name: &str,
+        like: &Tensor<D>,
+    ) -> Result<Tensor<D>, StateError> {
+        let name = format!("{}{name}", self.prefix);
+        let data = self
+            .tensors
+            .remove(&name)
+            .ok_or_else(|| StateError::Missing {
+                file: self.file.clone(),
+                name: name.clone(),
+            })?;
+        if data.shape().as_slice() != like.dims() {
+            return Err(StateError::Shape {
+                file: self.file.clone(),
+                name,
+                found: data.shape().to_vec(),
+                expected: like.dims().to_vec(),
+            });
+        }
+        Ok(Tensor::from_data(data, (&like.device(), DType::F32)))
+    }
+}
+
+impl<S: StateTensors> State<S> {
+    /// Number of values in the state, for one row of the batch or for all together: constant whatever was read.
+    pub fn num_values(&self) -> usize {
+        self.named().iter().map(|(_, d)| d.num_elements()).sum()
+    }
+
+    /// Number of rows of the batch.
+    pub fn batch_size(&self) -> usize {
+        self.layers
+            .first()
+            .map_or(0, |layer| layer.att.wkv.dims()[0])
+    }
+
+    /// The same values, through which no gradient flows.
+    pub fn detach(self) -> Self {
+        let layers = self
+            .layers
+            .into_iter()
+            .map(|layer| LayerState {
+                att: TimeMixState {
+                    shift: layer.att.shift.detach(),
+                    wkv: layer.att.wkv.detach(),
+                },
+                second: layer.second.detach(),
+            })
+            .collect();
+        Self { layers }
+    }
+
+    /// Every tensor in f32 under its name: `blocks.{i}.att.shift [batch, C]`,
+    /// `blocks.{i}.att.wkv [batch, heads, value, key]` and those of the second half.
+    pub fn named(&self) -> Vec<(String, TensorData)> {
+        let mut out = TensorWriter::default();
+        for (i, layer) in self.layers.iter().enumerate() {
+            out.prefix = format!("blocks.{i}.");
+            out.put("att.shift", &layer.att.shift);
+            out.put("att.wkv", &layer.att.wkv);
+            layer.second.write(&mut out);
+        }
+        out.tensors
+    }
+
+    /// Writes the state to a safetensors file; the file is complete or not there.
+    ///
+    /// # Errors
+    ///
+    /// [`CheckpointError`] names the file and the cause.
+    pub fn save(&self, path: &Path) -> Result<(), CheckpointError> {
+        crate::checkpoint::save_named(path, self.named())
+    }
+
+    /// A state of the shapes and on the devices of `self` (see [`Rwkv7::zero_state`](crate::Rwkv7::zero_state)), with the
+    /// values that [`save`](Self::save) wrote.
+    ///
+    /// # Errors
+    ///
+    /// [`StateError`] if the file cannot be read or is the state of another model.
+    pub fn load(&self, path: &Path) -> Result<Self, StateError> {
+        let file = path.display().to_string();
+        let mut from = TensorReader {
+            file: file.clone(),
+            prefix: String::new(),
+            tensors: Checkpoint::open(path)?.read_all()?,
+        };
+        let mut layers = Vec::with_capacity(self.layers.len());
+        for (i, layer) in self.layers.iter().enumerate() {
+            from.prefix = format!("blocks.{i}.");
+            layers.push(LayerState {
+                att: TimeMixState {
+                    shift: from.take("att.shift", &layer.att.shift)?,
+                    wkv: from.take("att.wkv", &layer.att.wkv)?,
+                },
+                second: layer.second.read(&mut from)?,
+            });
+        }
+        if !from.tensors.is_empty() {
+            let names: Vec<_> = from.tensors.into_keys().collect();
+            return Err(StateError::Unknown {
+                file,
+                names: names.join(", "),
+            });
+        }
+        Ok(Self { layers })
+    }
+}
