@@ -1,1 +1,82 @@
-fn main() {}
+//! Checks for people who work on this repository: `cargo xtask ci`.
+
+use std::process::{Command, ExitCode};
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(about = "Checks for people who work on this repository")]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Runs what `.ci/run` runs: formatting, lints, tests on the CPU and on Vulkan, the CUDA type-check, the docs.
+    Ci {
+        /// Leaves out the tests on Vulkan, for machines without an adapter.
+        #[arg(long)]
+        skip_vulkan: bool,
+    },
+}
+
+/// A check: what it is for, the environment it needs, the command.
+type Check = (
+    &'static str,
+    &'static [(&'static str, &'static str)],
+    &'static str,
+);
+
+const LINTS_AND_TESTS: &[Check] = &[
+    ("formatting", &[], "cargo fmt --all -- --check"),
+    // DOCS_RS: type-checks the CUDA code without the LLVM download that building it needs.
+    (
+        "lints, with every GPU backend",
+        &[("DOCS_RS", "1")],
+        "cargo clippy --workspace --all-targets --features cuda,vulkan -- -D warnings",
+    ),
+    (
+        "the library without any backend",
+        &[],
+        "cargo check -p rwkv7-core --no-default-features",
+    ),
+    ("tests on the CPU", &[], "cargo test --workspace"),
+];
+
+const VULKAN: Check = (
+    "tests on Vulkan",
+    &[("BURN_DEVICE", "vulkan")],
+    "cargo test --workspace --no-default-features --features vulkan",
+);
+
+const DOCS: &[Check] = &[(
+    "API documentation",
+    &[("RUSTDOCFLAGS", "-D warnings"), ("DOCS_RS", "1")],
+    "cargo doc --workspace --no-deps --features cuda,vulkan",
+)];
+
+fn main() -> ExitCode {
+    let Task::Ci { skip_vulkan } = Cli::parse().task;
+    let vulkan = (!skip_vulkan).then_some(&VULKAN);
+    for (what, environment, command) in LINTS_AND_TESTS.iter().chain(vulkan).chain(DOCS) {
+        eprintln!("\n== {what}: {command}");
+        let mut words = command.split(' ');
+        let status = Command::new(words.next().unwrap_or_default())
+            .args(words)
+            .envs(environment.iter().copied())
+            .status();
+        match status {
+            Ok(status) if status.success() => {}
+            Ok(status) => {
+                eprintln!("{what}: {status}");
+                return ExitCode::FAILURE;
+            }
+            Err(error) => {
+                eprintln!("{what}: {command}: {error}");
+                return ExitCode::FAILURE;
+            }
+        }
+    }
+    ExitCode::SUCCESS
+}

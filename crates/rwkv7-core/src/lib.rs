@@ -4,6 +4,7 @@
 //! Nothing here names a backend: a [`Device`](burn::tensor::Device) chooses it at run time, cargo features choose what is
 //! compiled in.
 
+pub mod atomic;
 pub mod checkpoint;
 pub mod config;
 pub mod init;
@@ -11,7 +12,9 @@ pub mod layers;
 pub mod loss;
 pub mod operator;
 pub mod optimizer;
+pub mod sampling;
 pub mod state;
+pub mod tokenizer;
 
 mod model;
 

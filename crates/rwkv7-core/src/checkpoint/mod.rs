@@ -1,23 +1,225 @@
-//! stub until merged
-use burn::tensor::TensorData;
-use std::{collections::BTreeMap, path::Path};
-/// e
-#[derive(Debug, thiserror::Error)]
-#[error("x")]
-pub struct CheckpointError;
-/// c
-pub struct Checkpoint;
+//! Checkpoint files: the official `.pth`, safetensors in several layouts, and Burn's own records.
+//!
+//! ```no_run
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let device = burn::tensor::Device::default();
+//! let (config, model) = rwkv7_core::checkpoint::load("RWKV-x070-World-0.1B.pth".as_ref(), &device)?;
+//! # Ok(()) }
+//! ```
+//!
+//! | format | read | written |
+//! |---|---|---|
+//! | PyTorch `.pth` with the official names | yes | |
+//! | safetensors with the official names, also with the prefix `rwkv7.` | yes | [`Format::Official`] |
+//! | safetensors in flash-linear-attention's Hugging Face layout | yes | [`Format::Fla`], a folder |
+//! | Burn record `.bpk` | yes | [`Format::Burn`] |
+//!
+//! All dimensions come from the shapes of the tensors.
+
+mod error;
+mod infer;
+mod model;
+mod names;
+mod read;
+mod write;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    path::{Path, PathBuf},
+};
+
+use burn::tensor::{DType, TensorData};
+use burn_store::{bridge, burn_pack::Tensor as PackTensor};
+
+pub use error::CheckpointError;
+pub use model::{load, save};
+pub use names::Flavour;
+
+use crate::{Rwkv7Config, config::SecondHalfConfig};
+
+/// What to write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// A safetensors file with the official names.
+    Official,
+    /// A folder with `config.json` and `model.safetensors` as flash-linear-attention writes them.
+    Fla,
+    /// A Burn record.
+    Burn,
+}
+
+/// An opened checkpoint: its tensors under their official names, read when they are needed.
+pub struct Checkpoint {
+    path: PathBuf,
+    format: &'static str,
+    flavour: Flavour,
+    tensors: Vec<PackTensor>,
+    epsilons: Option<(f64, f64)>,
+}
+
 impl Checkpoint {
-    /// o
-    pub fn open(_p: &Path) -> Result<Self, CheckpointError> {
-        Err(CheckpointError)
+    /// Opens a checkpoint file, or a folder with `model.safetensors` (or its shards and index).
+    ///
+    /// # Errors
+    ///
+    /// [`CheckpointError`] if there is nothing, if it is of no known format, or if it is damaged.
+    pub fn open(path: &Path) -> Result<Self, CheckpointError> {
+        let opened = read::open(path)?;
+        let flavour = opened
+            .flavour
+            .unwrap_or_else(|| names::flavour(opened.tensors.iter().map(|t| &t.name)));
+        let mut tensors = names::to_official(opened.tensors, flavour);
+        tensors.sort_by(|a, b| a.name.cmp(&b.name));
+        let problems = names::duplicates(&tensors);
+        if !problems.is_empty() {
+            return Err(CheckpointError::Tensors {
+                path: path.to_path_buf(),
+                problems,
+            });
+        }
+        let epsilons = match flavour {
+            Flavour::Fla => model::fla_epsilons(path)?,
+            _ => opened.epsilons,
+        };
+        Ok(Self {
+            path: path.to_path_buf(),
+            format: opened.format,
+            flavour,
+            tensors,
+            epsilons,
+        })
     }
-    /// r
+
+    /// The file's format and whose names it uses, for people.
+    pub fn format(&self) -> String {
+        let names = match self.flavour {
+            Flavour::Official => "official names",
+            Flavour::Fla => "flash-linear-attention's names",
+            Flavour::Burn => "Burn's names",
+        };
+        format!("{}, {names}", self.format)
+    }
+
+    /// Number of tensors.
+    pub fn len(&self) -> usize {
+        self.tensors.len()
+    }
+
+    /// Whether there are no tensors.
+    pub fn is_empty(&self) -> bool {
+        self.tensors.is_empty()
+    }
+
+    /// Number of values in all tensors.
+    pub fn num_values(&self) -> usize {
+        self.tensors.iter().map(|t| t.shape.num_elements()).sum()
+    }
+
+    /// The element types that occur.
+    pub fn dtypes(&self) -> Vec<String> {
+        let set: BTreeSet<&str> = self.tensors.iter().map(|t| t.dtype.name()).collect();
+        set.into_iter().map(str::to_string).collect()
+    }
+
+    /// Official name and shape of every tensor.
+    pub fn shapes(&self) -> impl Iterator<Item = (&str, Vec<usize>)> {
+        let shape = |t: &PackTensor| t.shape.iter().copied().collect();
+        self.tensors
+            .iter()
+            .map(move |t| (t.name.as_str(), shape(t)))
+    }
+
+    /// The configuration of the RWKV-7 model in this file, from the shapes of its tensors.
+    ///
+    /// # Errors
+    ///
+    /// [`CheckpointError::Tensors`] lists what is missing.
+    pub fn config(&self) -> Result<Rwkv7Config, CheckpointError> {
+        let mut config = infer::config(&self.path, &self.tensors)?;
+        if let Some((layer_norm, group_norm)) = self.epsilons {
+            config.layer_norm_eps = layer_norm;
+            config.group_norm_eps = group_norm;
+        }
+        Ok(config)
+    }
+
+    /// Reads every tensor.
+    ///
+    /// # Errors
+    ///
+    /// [`CheckpointError::Damaged`] names the tensor.
     pub fn read_all(&self) -> Result<BTreeMap<String, TensorData>, CheckpointError> {
-        Err(CheckpointError)
+        let read = |t: &PackTensor| match bridge::to_data(t) {
+            Ok(data) => Ok((t.name.clone(), data)),
+            Err(error) => Err(self.damaged(error.to_string())),
+        };
+        self.tensors.iter().map(read).collect()
+    }
+
+    /// Writes the tensors in another format; `dtype` `None` keeps every bit.
+    ///
+    /// # Errors
+    ///
+    /// If the tensors are not those of an RWKV-7 model, if one is damaged, or if writing fails; then nothing is written.
+    pub fn save(
+        &self,
+        path: &Path,
+        format: Format,
+        dtype: Option<DType>,
+    ) -> Result<(), CheckpointError> {
+        let config = self.config()?;
+        self.check(&config)?;
+        for tensor in &self.tensors {
+            tensor.to_bytes().map_err(|e| self.damaged(e.to_string()))?;
+        }
+        model::write(path, &config, self.tensors.clone(), format, dtype)
+    }
+
+    fn damaged(&self, reason: String) -> CheckpointError {
+        CheckpointError::Damaged {
+            path: self.path.clone(),
+            format: "checkpoint",
+            reason,
+        }
+    }
+
+    /// Lists every tensor that is missing, unknown or of the wrong shape for a model of this configuration.
+    fn check<S: SecondHalfConfig>(&self, config: &Rwkv7Config<S>) -> Result<(), CheckpointError> {
+        let mut problems = Vec::new();
+        let mut expected: BTreeMap<String, Vec<usize>> = model::expected_tensors(config);
+        for (name, found) in self.shapes() {
+            match expected.remove(name) {
+                Some(shape) if shape == found => {}
+                Some(shape) => {
+                    problems.push(format!("{name}: expected shape {shape:?}, found {found:?}"))
+                }
+                None if names::is_unused(name) => {}
+                None => problems.push(format!("{name}: unknown, shape {found:?}")),
+            }
+        }
+        problems.extend(
+            expected
+                .into_iter()
+                .map(|(name, shape)| format!("{name}: missing, expected shape {shape:?}")),
+        );
+        if problems.is_empty() {
+            return Ok(());
+        }
+        Err(CheckpointError::Tensors {
+            path: self.path.clone(),
+            problems,
+        })
     }
 }
-/// s
-pub fn save_named(_p: &Path, _t: Vec<(String, TensorData)>) -> Result<(), CheckpointError> {
-    Err(CheckpointError)
+
+/// Writes tensors that are no model, such as a running state, to a safetensors file.
+pub(crate) fn save_named(
+    path: &Path,
+    tensors: Vec<(String, TensorData)>,
+) -> Result<(), CheckpointError> {
+    let tensors: Vec<PackTensor> = tensors
+        .into_iter()
+        .map(|(name, data)| bridge::from_data(data, name, None))
+        .collect();
+    write::safetensors(path, &tensors, HashMap::new())
 }

@@ -1,0 +1,206 @@
+//! The command line, as users and scripts see it.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Train, evaluate, convert and run RWKV-7 language models on any GPU or the CPU.
+#[derive(Parser)]
+#[command(name = "metastate", version)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// Train a model by a recipe.
+    Train(Train),
+    /// Measure a model on a text.
+    Eval(Eval),
+    /// Continue a prompt.
+    Generate(Generate),
+    /// Print the logits after a sequence of token ids, for people who port a model.
+    Logits(Logits),
+    /// Convert a checkpoint to another format or dtype.
+    Convert(Convert),
+    /// Print architecture, dimensions, exact parameter count and dtype of a checkpoint.
+    Inspect(Inspect),
+}
+
+/// Where the work is done.
+#[derive(Args)]
+pub struct OnDevice {
+    /// flex, wgpu, vulkan, webgpu, metal, cuda or rocm, with an index as in cuda:1. Default: the best one compiled in.
+    #[arg(long, value_name = "NAME")]
+    pub device: Option<String>,
+}
+
+#[derive(Args)]
+pub struct Train {
+    /// A built-in recipe (reverse, shakespeare-char, text) or a JSON file.
+    #[arg(long, value_name = "NAME|FILE.json", default_value = "reverse")]
+    pub recipe: String,
+    /// Text to train on: files or folders of .txt, .md, .jsonl, also .gz and .zst. Replaces the recipe's.
+    #[arg(long, value_name = "PATH")]
+    pub data: Vec<PathBuf>,
+    /// byte, an RWKV World vocabulary or a Hugging Face tokenizer.json. Replaces the recipe's.
+    #[arg(long, value_name = "byte|PATH")]
+    pub tokenizer: Option<String>,
+    #[command(flatten)]
+    pub on: OnDevice,
+    /// Folder for checkpoints, logs and the trained model. Default: runs/RECIPE.
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Go on from the newest checkpoint in the output folder.
+    #[arg(long)]
+    pub resume: bool,
+    /// Override a key of the recipe, as in learning_rate.peak=1e-3. Repeatable.
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Plain progress lines instead of the dashboard.
+    #[arg(long)]
+    pub no_tui: bool,
+}
+
+/// How a model is evaluated.
+#[derive(Clone, Copy, ValueEnum)]
+pub enum Task {
+    /// Loss, perplexity and bits per byte of a text.
+    Perplexity,
+}
+
+#[derive(Args)]
+pub struct Eval {
+    /// A training output folder or a checkpoint file.
+    #[arg(long, value_name = "PATH")]
+    pub model: PathBuf,
+    /// What to measure.
+    #[arg(long, value_enum, default_value = "perplexity")]
+    pub task: Task,
+    /// Text to measure on; repeatable.
+    #[arg(long, value_name = "PATH", required = true)]
+    pub data: Vec<PathBuf>,
+    /// byte, an RWKV World vocabulary or a Hugging Face tokenizer.json. Default: the model folder's.
+    #[arg(long, value_name = "byte|PATH")]
+    pub tokenizer: Option<String>,
+    /// Tokens per forward pass; the state is carried from one to the next.
+    #[arg(long, value_name = "N", default_value_t = 1024)]
+    pub context: usize,
+    #[command(flatten)]
+    pub on: OnDevice,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args)]
+pub struct Generate {
+    /// A training output folder or a checkpoint file.
+    #[arg(long, value_name = "PATH")]
+    pub model: PathBuf,
+    /// byte, an RWKV World vocabulary or a Hugging Face tokenizer.json. Default: the model folder's.
+    #[arg(long, value_name = "byte|PATH")]
+    pub tokenizer: Option<String>,
+    /// Text to continue. Empty: start after an end of text, or go on from --state-in.
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    pub prompt: String,
+    /// Stop after this many tokens; the end-of-text token stops earlier.
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    pub max_tokens: usize,
+    /// Divides the logits; 0 always takes the likeliest token.
+    #[arg(long, value_name = "T", default_value_t = 1.0)]
+    pub temperature: f32,
+    /// Keep the likeliest tokens that hold this much of the probability.
+    #[arg(long, value_name = "P", default_value_t = 0.9)]
+    pub top_p: f32,
+    /// Keep this many of the likeliest tokens; 0 keeps all.
+    #[arg(long, value_name = "K", default_value_t = 0)]
+    pub top_k: usize,
+    /// Subtracted from the logit of every token that occurred.
+    #[arg(long, value_name = "X", default_value_t = 0.0)]
+    pub presence_penalty: f32,
+    /// Subtracted from a token's logit for every time it occurred.
+    #[arg(long, value_name = "X", default_value_t = 0.0)]
+    pub frequency_penalty: f32,
+    /// How much of an occurrence is left after each token.
+    #[arg(long, value_name = "X", default_value_t = 0.996)]
+    pub penalty_decay: f32,
+    /// Seed of the random choice.
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    pub seed: u64,
+    /// Start from a saved state.
+    #[arg(long, value_name = "FILE")]
+    pub state_in: Option<PathBuf>,
+    /// Save the state after the last token.
+    #[arg(long, value_name = "FILE")]
+    pub state_out: Option<PathBuf>,
+    #[command(flatten)]
+    pub on: OnDevice,
+    /// Print one JSON object instead of the text as it comes.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args)]
+pub struct Logits {
+    /// A training output folder or a checkpoint file.
+    #[arg(long, value_name = "PATH")]
+    pub model: PathBuf,
+    /// Token ids, as in 1,2,3.
+    #[arg(long, value_name = "IDS", value_delimiter = ',', required = true)]
+    pub tokens: Vec<u32>,
+    #[command(flatten)]
+    pub on: OnDevice,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Checkpoint formats that can be written.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// Safetensors with the official names.
+    Blinkdl,
+    /// A folder in flash-linear-attention's Hugging Face layout: config.json and model.safetensors.
+    Hf,
+    /// Burn's own format.
+    Burn,
+}
+
+/// Floating-point formats of checkpoints.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Dtype {
+    /// 32-bit float.
+    F32,
+    /// 16-bit float.
+    F16,
+    /// 16-bit brain float.
+    Bf16,
+}
+
+#[derive(Args)]
+pub struct Convert {
+    /// Checkpoint to read: .pth, .safetensors, .bpk or a folder.
+    #[arg(value_name = "IN")]
+    pub input: PathBuf,
+    /// Where to write.
+    #[arg(value_name = "OUT")]
+    pub output: PathBuf,
+    /// Format to write.
+    #[arg(long, value_enum, default_value = "blinkdl")]
+    pub format: Format,
+    /// Dtype to write. Default: each tensor's own.
+    #[arg(long, value_enum)]
+    pub dtype: Option<Dtype>,
+}
+
+#[derive(Args)]
+pub struct Inspect {
+    /// A training output folder or a checkpoint file.
+    #[arg(value_name = "PATH")]
+    pub path: PathBuf,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}

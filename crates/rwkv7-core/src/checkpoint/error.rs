@@ -1,0 +1,89 @@
+//! What can be wrong with a checkpoint.
+
+use std::path::PathBuf;
+
+use crate::config::ConfigError;
+
+/// A checkpoint that cannot be read, understood or written. Every message names the file.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckpointError {
+    /// Nothing there.
+    #[error("{}: no such file or folder", path.display())]
+    NotFound {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The file is of no format that we read.
+    #[error(
+        "{}: not a checkpoint: {found}; expected a PyTorch .pth, a .safetensors, a Burn .bpk, or a folder with model.safetensors",
+        path.display()
+    )]
+    UnknownFormat {
+        /// The path.
+        path: PathBuf,
+        /// What is there instead.
+        found: String,
+    },
+    /// The file is damaged, or is not what its format says.
+    #[error("{}: damaged or incomplete {format}: {reason}; fetch or save it again", path.display())]
+    Damaged {
+        /// The path.
+        path: PathBuf,
+        /// The file's format.
+        format: &'static str,
+        /// What the reader found.
+        reason: String,
+    },
+    /// Reading failed for a reason outside the file.
+    #[error("{}: cannot be read", path.display())]
+    Read {
+        /// The path.
+        path: PathBuf,
+        /// The cause.
+        source: std::io::Error,
+    },
+    /// Writing failed. What was at the path before is still there.
+    #[error("{}: cannot be written; nothing was changed", path.display())]
+    Write {
+        /// The path.
+        path: PathBuf,
+        /// The cause.
+        source: std::io::Error,
+    },
+    /// The tensors do not make up a model.
+    #[error("{}: the tensors do not fit an RWKV-7 model:\n  {}", path.display(), problems.join("\n  "))]
+    Tensors {
+        /// The path.
+        path: PathBuf,
+        /// One line a tensor: missing, unknown or of the wrong shape.
+        problems: Vec<String>,
+    },
+    /// Weights that are no numbers.
+    #[error(
+        "{}: weights that are not finite numbers:\n  {}\nthe training run that made it diverged, or the file is damaged",
+        path.display(),
+        problems.join("\n  ")
+    )]
+    NotFinite {
+        /// The path.
+        path: PathBuf,
+        /// One line a tensor.
+        problems: Vec<String>,
+    },
+    /// A configuration file beside the tensors that cannot be understood.
+    #[error("{}: {reason}", path.display())]
+    ConfigFile {
+        /// The configuration file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The dimensions do not make up a model.
+    #[error("{}: {source}", path.display())]
+    Config {
+        /// The checkpoint.
+        path: PathBuf,
+        /// What is wrong.
+        source: ConfigError,
+    },
+}

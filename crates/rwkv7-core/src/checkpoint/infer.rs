@@ -1,0 +1,83 @@
+//! A model's dimensions, read off the shapes of its tensors.
+
+use std::{collections::BTreeMap, path::Path};
+
+use burn_store::burn_pack::Tensor as PackTensor;
+
+use crate::{Rwkv7Config, layers::ChannelMixConfig};
+
+use super::CheckpointError;
+
+/// The configuration of the model that these official tensors make up. Epsilons, which no tensor shows, are RWKV-7's.
+///
+/// # Errors
+///
+/// [`CheckpointError::Tensors`] lists every tensor that is needed for this and is missing or of another rank.
+pub fn config(path: &Path, tensors: &[PackTensor]) -> Result<Rwkv7Config, CheckpointError> {
+    let shapes: BTreeMap<&str, Vec<usize>> = tensors
+        .iter()
+        .map(|t| (t.name.as_str(), t.shape.iter().copied().collect()))
+        .collect();
+    let mut problems = Vec::new();
+    let mut matrix = |name: &str| match shapes.get(name).map(Vec::as_slice) {
+        Some(&[rows, cols]) => (rows, cols),
+        Some(other) => {
+            problems.push(format!("{name}: expected a matrix, found shape {other:?}"));
+            (0, 0)
+        }
+        None => {
+            problems.push(format!("{name}: missing"));
+            (0, 0)
+        }
+    };
+    let layers = shapes
+        .keys()
+        .filter_map(|name| {
+            name.strip_prefix("blocks.")?
+                .split_once('.')?
+                .0
+                .parse()
+                .ok()
+        })
+        .max()
+        .map_or(0, |last: usize| last + 1);
+    let (vocab_size, n_embd) = matrix("emb.weight");
+    let (_, head_size) = matrix("blocks.0.att.r_k");
+    let (_, decay_rank) = matrix("blocks.0.att.w1");
+    let (_, in_context_rank) = matrix("blocks.0.att.a1");
+    let (_, gate_rank) = matrix("blocks.0.att.g1");
+    let (ffn_size, _) = matrix("blocks.0.ffn.key.weight");
+    let fresh = Rwkv7Config::new(vocab_size.max(1), layers, n_embd.max(1));
+    // Layer 0 never uses its value residual; a model of one layer has none whose width could be read.
+    let value_rank = if layers > 1 {
+        matrix("blocks.1.att.v1").1
+    } else {
+        shapes
+            .get("blocks.0.att.v1")
+            .and_then(|shape| shape.last().copied())
+            .unwrap_or(fresh.value_rank)
+    };
+    if !problems.is_empty() {
+        return Err(CheckpointError::Tensors {
+            path: path.to_path_buf(),
+            problems,
+        });
+    }
+    let config = Rwkv7Config {
+        head_size,
+        decay_rank,
+        in_context_rank,
+        value_rank,
+        gate_rank,
+        embedding_norm: shapes.contains_key("blocks.0.ln0.weight"),
+        second_half: ChannelMixConfig { ffn_size },
+        ..fresh
+    };
+    config
+        .validate()
+        .map_err(|source| CheckpointError::Config {
+            path: path.to_path_buf(),
+            source,
+        })?;
+    Ok(config)
+}

@@ -1,0 +1,329 @@
+//! Between checkpoint files and models.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use burn::{
+    module::{Module, ModuleVisitor, Param},
+    tensor::{DType, Device, FloatDType, Tensor, TensorData},
+};
+use burn_store::{
+    BurnToPyTorchAdapter, FloatCastAdapter, ModuleAdapter, ModuleSnapshot, PyTorchToBurnAdapter,
+    bridge, burn_pack::Tensor as PackTensor,
+};
+
+use crate::{Rwkv7, Rwkv7Config, Rwkv7Lm, config::SecondHalfConfig, layers::SecondHalf};
+
+use super::{Checkpoint, CheckpointError, Format, names, read::EPSILONS, write};
+
+/// Loads an RWKV-7 model with f32 parameters from a checkpoint of any format.
+///
+/// # Errors
+///
+/// [`CheckpointError`] names the file and every tensor that is missing, unknown, of the wrong shape or not finite.
+pub fn load(path: &Path, device: &Device) -> Result<(Rwkv7Config, Rwkv7Lm), CheckpointError> {
+    let checkpoint = Checkpoint::open(path)?;
+    let config = checkpoint.config()?;
+    let model = checkpoint.into_model(&config, device, FloatDType::F32)?;
+    Ok((config, model))
+}
+
+/// Writes a model; `dtype` `None` keeps each parameter's own.
+///
+/// # Errors
+///
+/// [`CheckpointError::Write`]; then what was at `path` before is still there.
+pub fn save<S: SecondHalfConfig>(
+    path: &Path,
+    config: &Rwkv7Config<S>,
+    model: &Rwkv7<S::Layer>,
+    format: Format,
+    dtype: Option<DType>,
+) -> Result<(), CheckpointError> {
+    write(path, config, official_tensors(model), format, dtype)
+}
+
+impl Checkpoint {
+    /// The model of this configuration with the checkpoint's values, its parameters in `dtype`.
+    ///
+    /// # Errors
+    ///
+    /// As [`load`].
+    pub fn into_model<S: SecondHalfConfig>(
+        self,
+        config: &Rwkv7Config<S>,
+        device: &Device,
+        dtype: FloatDType,
+    ) -> Result<Rwkv7<S::Layer>, CheckpointError> {
+        self.check(config)?;
+        let not_finite = Arc::new(Mutex::new(Vec::new()));
+        let tensors = self
+            .tensors
+            .iter()
+            .filter(|tensor| !names::is_unused(&tensor.name))
+            .cloned()
+            .map(|tensor| module_path::<S::Layer>(watched(tensor, not_finite.clone())))
+            .collect();
+        let mut model = config.init(device, 0);
+        let adapter = PyTorchToBurnAdapter.chain(FloatCastAdapter::to(dtype.into()));
+        let result = model.apply(tensors, None, Some(Box::new(adapter)), true);
+        let problems =
+            std::mem::take(&mut *not_finite.lock().unwrap_or_else(PoisonError::into_inner));
+        if !problems.is_empty() {
+            return Err(CheckpointError::NotFinite {
+                path: self.path,
+                problems,
+            });
+        }
+        if let Some(first) = result.errors.first() {
+            return Err(self.damaged(first.to_string()));
+        }
+        assert!(
+            result.missing.is_empty() && result.unused.is_empty(),
+            "the tensors were checked against the model: {result:?}"
+        );
+        Ok(model)
+    }
+}
+
+/// The tensor, which reports values that are not finite when it is read.
+fn watched(tensor: PackTensor, report: Arc<Mutex<Vec<String>>>) -> PackTensor {
+    let (name, dtype, shape) = (tensor.name.clone(), tensor.dtype, tensor.shape.clone());
+    let label = name.clone();
+    bridge::map_data(tensor, name, dtype, shape, move |data| {
+        let count = count_not_finite(&data);
+        if count > 0 {
+            let line = format!("{label}: {count} of {} values", data.num_elements());
+            report
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push(line);
+        }
+        data
+    })
+}
+
+/// Counts NaN and infinities by the bits of the exponent, which are all ones in both.
+fn count_not_finite(data: &TensorData) -> usize {
+    let bytes = data.as_bytes();
+    let half = |mask: u16| {
+        let (values, _) = bytes.as_chunks::<2>();
+        values
+            .iter()
+            .filter(|&&b| u16::from_le_bytes(b) & mask == mask)
+            .count()
+    };
+    match data.dtype() {
+        DType::F64 => {
+            let (values, _) = bytes.as_chunks::<8>();
+            values
+                .iter()
+                .filter(|&&b| !f64::from_le_bytes(b).is_finite())
+                .count()
+        }
+        DType::F32 => {
+            let (values, _) = bytes.as_chunks::<4>();
+            values
+                .iter()
+                .filter(|&&b| !f32::from_le_bytes(b).is_finite())
+                .count()
+        }
+        DType::BF16 => half(0x7f80),
+        DType::F16 => half(0x7c00),
+        _ => 0,
+    }
+}
+
+/// A model's tensors under their official names, read when they are written.
+fn official_tensors<M: SecondHalf>(model: &Rwkv7<M>) -> Vec<PackTensor> {
+    let mut tensors = model.collect(None, Some(Box::new(BurnToPyTorchAdapter)), true);
+    for tensor in &mut tensors {
+        tensor.name = second_half_name(&tensor.name, "ffn", M::NAME);
+        tensor.param_id = None;
+    }
+    tensors.sort_by(|a, b| a.name.cmp(&b.name));
+    tensors
+}
+
+fn module_path<M: SecondHalf>(mut tensor: PackTensor) -> PackTensor {
+    tensor.name = second_half_name(&tensor.name, M::NAME, "ffn");
+    tensor
+}
+
+/// The module calls a block's second half `ffn`, whatever it is; the checkpoint calls it by its name.
+fn second_half_name(name: &str, from: &str, to: &str) -> String {
+    let mut parts = name.splitn(4, '.');
+    match (parts.next(), parts.next(), parts.next(), parts.next()) {
+        (Some("blocks"), Some(layer), Some(part), Some(rest)) if part == from => {
+            format!("blocks.{layer}.{to}.{rest}")
+        }
+        _ => name.to_string(),
+    }
+}
+
+/// Official name and shape of every tensor of a model, without making its initial values.
+pub(super) fn expected_tensors<S: SecondHalfConfig>(
+    config: &Rwkv7Config<S>,
+) -> BTreeMap<String, Vec<usize>> {
+    #[derive(Default)]
+    struct Shapes {
+        path: Vec<String>,
+        containers: Vec<String>,
+        found: Vec<(String, Vec<usize>)>,
+    }
+    impl ModuleVisitor for Shapes {
+        fn enter_module(&mut self, name: &str, container: &str) {
+            self.path.push(name.to_string());
+            self.containers.push(container.to_string());
+        }
+
+        fn exit_module(&mut self, _name: &str, _container: &str) {
+            self.path.pop();
+            self.containers.pop();
+        }
+
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            let mut shape: Vec<usize> = param.lazy_shape().iter().copied().collect();
+            let linear = self.containers.iter().any(|c| c.ends_with(":Linear"));
+            if linear && D == 2 {
+                shape.reverse();
+            }
+            let name = self.path.join(".");
+            let name = match name.rsplit_once('.') {
+                Some((path, "gamma")) => format!("{path}.weight"),
+                Some((path, "beta")) => format!("{path}.bias"),
+                _ => name,
+            };
+            self.found.push((name, shape));
+        }
+    }
+    let mut shapes = Shapes::default();
+    config.init(&Device::default(), 0).visit(&mut shapes);
+    let official = |name: &str| second_half_name(name, "ffn", S::Layer::NAME);
+    shapes
+        .found
+        .into_iter()
+        .map(|(name, shape)| (official(&name), shape))
+        .collect()
+}
+
+/// Writes official tensors.
+pub(super) fn write<S: SecondHalfConfig>(
+    path: &Path,
+    config: &Rwkv7Config<S>,
+    tensors: Vec<PackTensor>,
+    format: Format,
+    dtype: Option<DType>,
+) -> Result<(), CheckpointError> {
+    let tensors: Vec<PackTensor> = tensors
+        .into_iter()
+        .map(|tensor| write::cast(tensor, dtype))
+        .collect();
+    match format {
+        Format::Official => {
+            let epsilons = serde_json::json!([config.layer_norm_eps, config.group_norm_eps]);
+            let metadata = HashMap::from([(EPSILONS.to_string(), epsilons.to_string())]);
+            write::safetensors(path, &tensors, metadata)
+        }
+        Format::Burn => write::burnpack(path, names::to_burn(tensors)),
+        Format::Fla => {
+            let failed = |source| CheckpointError::Write {
+                path: path.to_path_buf(),
+                source,
+            };
+            std::fs::create_dir_all(path).map_err(failed)?;
+            let tensors = names::to_fla(tensors);
+            write::safetensors(&path.join("model.safetensors"), &tensors, HashMap::new())?;
+            let json = serde_json::to_vec_pretty(&fla_config(config, &tensors))
+                .map_err(|e| failed(e.into()))?;
+            crate::atomic::write(&path.join("config.json"), |out| {
+                std::io::Write::write_all(out, &json)
+            })
+            .map_err(failed)
+        }
+    }
+}
+
+/// `config.json` of flash-linear-attention, reference `rwkv7.md` 2.3.
+fn fla_config<S: SecondHalfConfig>(
+    config: &Rwkv7Config<S>,
+    tensors: &[PackTensor],
+) -> serde_json::Value {
+    let width = config.n_embd;
+    let ffn = tensors
+        .iter()
+        .find(|t| t.name.ends_with("layers.0.ffn.key.weight"))
+        .and_then(|t| t.shape.iter().next().copied())
+        .unwrap_or(4 * width);
+    serde_json::json!({
+        "model_type": "rwkv7",
+        "architectures": ["RWKV7ForCausalLM"],
+        "attn": null,
+        "attn_mode": "chunk",
+        "hidden_size": width,
+        "hidden_ratio": ffn as f64 / width as f64,
+        "intermediate_size": ffn,
+        "num_hidden_layers": config.n_layer,
+        "head_dim": config.head_size,
+        "num_heads": config.n_head(),
+        "decay_low_rank_dim": config.decay_rank,
+        "gate_low_rank_dim": config.gate_rank,
+        "a_low_rank_dim": config.in_context_rank,
+        "v_low_rank_dim": config.value_rank,
+        "hidden_act": "sqrelu",
+        "norm_first": config.embedding_norm,
+        "norm_bias": true,
+        "norm_eps": config.layer_norm_eps,
+        GROUP_NORM_EPS: config.group_norm_eps,
+        "value_dim": vec![width; config.n_layer],
+        "vocab_size": config.vocab_size,
+        "tie_word_embeddings": false,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+        "fuse_norm": true,
+        "fuse_cross_entropy": true,
+        "initializer_range": 0.006,
+        "torch_dtype": tensors.first().map_or("float32", |t| match t.dtype {
+            DType::BF16 => "bfloat16",
+            DType::F16 => "float16",
+            _ => "float32",
+        }),
+        "use_cache": true,
+    })
+}
+
+/// Epsilons of layer norm and group norm in the `config.json` beside flash-linear-attention's tensors, which derives the
+/// second from the head size. Files of ours that differ from that say so.
+pub(super) fn fla_epsilons(path: &Path) -> Result<Option<(f64, f64)>, CheckpointError> {
+    let folder = if path.is_dir() {
+        Some(path)
+    } else {
+        path.parent()
+    };
+    let Some(file) = folder
+        .map(|f| f.join("config.json"))
+        .filter(|f| f.is_file())
+    else {
+        return Ok(None);
+    };
+    let wrong = |reason: String| CheckpointError::ConfigFile {
+        path: file.clone(),
+        reason,
+    };
+    let text = std::fs::read_to_string(&file).map_err(|e| wrong(e.to_string()))?;
+    let json: serde_json::Value = serde_json::from_str(&text).map_err(|e| wrong(e.to_string()))?;
+    let number = |key: &str| json.get(key).and_then(serde_json::Value::as_f64);
+    let Some((layer, head)) = number("norm_eps").zip(number("head_dim")) else {
+        return Ok(None);
+    };
+    Ok(Some((
+        layer,
+        number(GROUP_NORM_EPS).unwrap_or(layer * head),
+    )))
+}
+
+/// Our key in flash-linear-attention's `config.json`.
+const GROUP_NORM_EPS: &str = "group_norm_eps";

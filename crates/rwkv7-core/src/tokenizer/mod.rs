@@ -1,0 +1,121 @@
+//! Tokenizers behind one small interface: bytes, the RWKV World vocabulary, and any Hugging Face `tokenizer.json`.
+
+mod byte;
+mod hugging_face;
+mod stream;
+mod world;
+
+use std::path::{Path, PathBuf};
+
+pub use byte::ByteTokenizer;
+pub use hugging_face::HuggingFaceTokenizer;
+pub use stream::StreamDecoder;
+pub use world::WorldTokenizer;
+
+/// A map between text and token ids that loses nothing.
+pub trait Tokenizer: Send + Sync {
+    /// The largest id plus one: a model needs at least this many embeddings.
+    fn vocab_size(&self) -> usize;
+
+    /// The ids of a text.
+    ///
+    /// # Errors
+    ///
+    /// [`TokenizerError::Library`] if a third-party tokenizer fails.
+    fn encode(&self, text: &str) -> Result<Vec<u32>, TokenizerError>;
+
+    /// The bytes that ids stand for; they may end within a character.
+    ///
+    /// # Errors
+    ///
+    /// [`TokenizerError::UnknownId`].
+    fn decode_bytes(&self, ids: &[u32]) -> Result<Vec<u8>, TokenizerError>;
+
+    /// The id between documents; it stands for no text.
+    fn end_of_text(&self) -> u32;
+
+    /// The text that ids stand for; what is not valid UTF-8 becomes U+FFFD.
+    ///
+    /// # Errors
+    ///
+    /// [`TokenizerError::UnknownId`].
+    fn decode(&self, ids: &[u32]) -> Result<String, TokenizerError> {
+        Ok(String::from_utf8_lossy(&self.decode_bytes(ids)?).into_owned())
+    }
+}
+
+/// A tokenizer that cannot be loaded or an id that it does not know.
+#[derive(Debug, thiserror::Error)]
+pub enum TokenizerError {
+    /// The file cannot be read.
+    #[error("tokenizer {}: cannot be read; expected `byte`, an RWKV World vocabulary or a tokenizer.json", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: std::io::Error,
+    },
+    /// A line of a World vocabulary that cannot be understood.
+    #[error("tokenizer {}, line {line}: found {found}, expected {expected}", path.display())]
+    Vocabulary {
+        /// The file.
+        path: PathBuf,
+        /// Line number from 1; 0 for the file as a whole.
+        line: usize,
+        /// What is there.
+        found: String,
+        /// What a vocabulary has there.
+        expected: String,
+    },
+    /// A `tokenizer.json` that the `tokenizers` library refuses or that lacks something.
+    #[error("tokenizer {}: {reason}", path.display())]
+    HuggingFace {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The `tokenizers` library failed on a text.
+    #[error("the tokenizer failed: {reason}")]
+    Library {
+        /// What it says.
+        reason: String,
+    },
+    /// An id that the tokenizer does not have.
+    #[error(
+        "token id {id} is not in the vocabulary of {vocab_size} ids; the model and the tokenizer do not belong together"
+    )]
+    UnknownId {
+        /// The id.
+        id: u32,
+        /// Ids that there are.
+        vocab_size: usize,
+    },
+}
+
+/// Loads a tokenizer: `byte`, the path of a Hugging Face `tokenizer.json`, or that of an RWKV World vocabulary.
+///
+/// # Errors
+///
+/// [`TokenizerError`] names the file and what is wrong with it.
+pub fn load(spec: &str) -> Result<Box<dyn Tokenizer>, TokenizerError> {
+    if spec == "byte" {
+        return Ok(Box::new(ByteTokenizer));
+    }
+    let path = Path::new(spec);
+    let bytes = std::fs::read(path).map_err(|source| TokenizerError::Read {
+        path: path.to_path_buf(),
+        source,
+    })?;
+    let first = bytes.iter().find(|b| !b.is_ascii_whitespace());
+    if first == Some(&b'{') {
+        Ok(Box::new(HuggingFaceTokenizer::from_bytes(&bytes, path)?))
+    } else {
+        Ok(Box::new(WorldTokenizer::from_bytes(&bytes, path)?))
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+#[path = "tests.rs"]
+mod tests;
