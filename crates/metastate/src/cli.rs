@@ -84,8 +84,11 @@ pub struct Eval {
     /// byte, an RWKV World vocabulary or a Hugging Face tokenizer.json. Default: the model folder's.
     #[arg(long, value_name = "byte|PATH")]
     pub tokenizer: Option<String>,
+    /// The key of the text in .jsonl files.
+    #[arg(long, value_name = "KEY", default_value = "text")]
+    pub text_field: String,
     /// Tokens per forward pass; the state is carried from one to the next.
-    #[arg(long, value_name = "N", default_value_t = 1024)]
+    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = positive)]
     pub context: usize,
     #[command(flatten)]
     pub on: OnDevice,
@@ -203,4 +206,12 @@ pub struct Inspect {
     /// Print one JSON object.
     #[arg(long)]
     pub json: bool,
+}
+
+/// Parses a number from 1.
+fn positive(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) | Err(_) => Err("expected a whole number from 1".into()),
+        Ok(number) => Ok(number),
+    }
 }

@@ -6,7 +6,7 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use rwkv7_core::{
     Rwkv7Config, Rwkv7Lm,
     checkpoint::{self, CheckpointError},
-    tokenizer::{self, Tokenizer, TokenizerError},
+    tokenizer::{self, Tokenizer},
 };
 
 /// What is wrong with what a user put together.
@@ -35,7 +35,9 @@ pub enum ModelError {
         vocab_size: usize,
     },
     /// A token id outside the model's vocabulary.
-    #[error("token id {id} at position {position} is outside the model's vocabulary of {vocab_size} (ids from 0)")]
+    #[error(
+        "token id {id} at position {position} is outside the model's vocabulary of {vocab_size} (ids from 0)"
+    )]
     TokenId {
         /// The id.
         id: u32,
@@ -56,27 +58,26 @@ pub struct Model {
 impl Model {
     /// Loads a checkpoint file or the trained model of a training output folder.
     pub fn load(path: &Path, device: &Device) -> Result<Self, CheckpointError> {
-        let path = trained_model(path);
-        let (config, network) = checkpoint::load(&path, device)?;
+        let (config, network) = checkpoint::load(path, device)?;
         Ok(Self {
-            path,
+            path: path.to_path_buf(),
             config,
             network,
         })
     }
 
-    /// The tokenizer asked for, or the one that the training run used; its ids fit the model.
+    /// The tokenizer asked for, or the one that the training run used, with its name; its ids fit the model.
     pub fn tokenizer(
         &self,
         asked: Option<&str>,
-    ) -> Result<Box<dyn Tokenizer>, Box<dyn std::error::Error + Send + Sync>> {
+    ) -> Result<(String, Box<dyn Tokenizer>), Box<dyn std::error::Error + Send + Sync>> {
         let spec = match asked {
             Some(spec) => spec.to_string(),
             None => recorded_tokenizer(&self.path).ok_or_else(|| ModelError::NoTokenizer {
                 path: self.path.clone(),
             })?,
         };
-        let tokenizer = tokenizer::load(&spec).map_err(|e: TokenizerError| e)?;
+        let tokenizer = tokenizer::load(&spec)?;
         if tokenizer.vocab_size() > self.config.vocab_size {
             return Err(ModelError::TokenizerTooLarge {
                 tokenizer: spec,
@@ -86,7 +87,7 @@ impl Model {
             }
             .into());
         }
-        Ok(tokenizer)
+        Ok((spec, tokenizer))
     }
 
     /// Ids as one row of a batch, `[1, time]`, all within the vocabulary.
@@ -105,11 +106,6 @@ impl Model {
             device,
         ))
     }
-}
-
-/// A training output folder stands for the model that it holds.
-pub fn trained_model(path: &Path) -> PathBuf {
-    path.to_path_buf()
 }
 
 /// The tokenizer in the recipe of the training run that made this model.

@@ -1,1 +1,9 @@
-//! placeholder
+//! Training recipes for RWKV-7 models on burn-train: data, recipes as JSON, training with Burn's dashboard, evaluation.
+
+pub mod data;
+pub mod evaluate;
+pub mod recipe;
+pub mod train;
+
+pub use recipe::Recipe;
+pub use train::train;

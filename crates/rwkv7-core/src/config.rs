@@ -43,6 +43,9 @@ pub trait SecondHalfConfig:
     /// Exact number of parameters of one layer.
     fn num_params(&self, dims: &LayerDims) -> usize;
 
+    /// Number of values that one layer carries from token to token, for one sequence.
+    fn num_state_values(&self, dims: &LayerDims) -> usize;
+
     /// Builds layer `init.layer()` with its initial values.
     fn init(&self, dims: &LayerDims, init: &crate::init::LayerInit) -> Self::Layer;
 }
@@ -261,6 +264,12 @@ impl<S: SecondHalfConfig> Rwkv7Config<S> {
         let layer = 18 * c + 4 * c * c + 2 * c * ranks + self.second_half.num_params(&self.dims());
         let norms = if self.embedding_norm { 4 * c } else { 2 * c };
         2 * self.vocab_size * c + norms + self.n_layer * layer - (c + 2 * c * self.value_rank)
+    }
+
+    /// Number of values in the running state of one sequence, whatever its length.
+    pub fn num_state_values(&self) -> usize {
+        let att = self.n_embd + self.n_embd * self.head_size;
+        self.n_layer * (att + self.second_half.num_state_values(&self.dims()))
     }
 
     /// The count that the official code prints: with layer 0's unused value-residual factors.

@@ -9,7 +9,7 @@
 //! Source: `RWKV-v7/train_temp/src/model.py`, `configure_optimizers`.
 
 use burn::{
-    module::{ParamGroup, ParamGroupError},
+    module::ParamGroup,
     optim::{AdamWConfig, ModuleOptimizer},
 };
 use serde::{Deserialize, Serialize};
@@ -44,11 +44,7 @@ impl Default for OptimizerConfig {
 
 impl OptimizerConfig {
     /// The optimizer with its weight-decay groups. Combine it with a learning-rate group for [`decay_bias`].
-    ///
-    /// # Errors
-    ///
-    /// None in practice: the group's pattern is fixed.
-    pub fn init(&self) -> Result<ModuleOptimizer, ParamGroupError> {
+    pub fn init(&self) -> ModuleOptimizer {
         let adam = |weight_decay: f32| {
             AdamWConfig::new()
                 .with_beta_1(self.beta_1)
@@ -56,22 +52,18 @@ impl OptimizerConfig {
                 .with_epsilon(self.epsilon)
                 .with_weight_decay(weight_decay)
         };
-        Ok(adam(0.0)
+        adam(0.0)
             .init()
-            .with_group(matrices()?, adam(self.weight_decay).build(), None))
+            .with_group(matrices(), adam(self.weight_decay).build(), None)
     }
 }
 
 /// Parameters with weight decay: norms call their scale `gamma`, so only embedding and linear layers have a `weight`.
-fn matrices() -> Result<ParamGroup, ParamGroupError> {
-    ParamGroup::from_regex(r"\.weight$")
+pub fn matrices() -> ParamGroup {
+    ParamGroup::from_predicate(".weight")
 }
 
 /// Parameters trained at [`DECAY_BIAS_RATE`] times the learning rate.
-///
-/// # Errors
-///
-/// None in practice: the pattern is fixed.
-pub fn decay_bias() -> Result<ParamGroup, ParamGroupError> {
-    ParamGroup::from_regex(r"\.att\.w0$")
+pub fn decay_bias() -> ParamGroup {
+    ParamGroup::from_predicate(".att.w0")
 }

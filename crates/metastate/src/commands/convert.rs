@@ -4,13 +4,13 @@ use burn::tensor::DType;
 use rwkv7_core::checkpoint::{Checkpoint, Format};
 use serde_json::json;
 
-use crate::{Outcome, cli, model::trained_model};
+use crate::{Outcome, cli};
 
 use super::report;
 
 /// Converts a checkpoint file.
 pub fn run(args: cli::Convert) -> Outcome {
-    let input = trained_model(&args.input);
+    let input = args.input;
     let checkpoint = Checkpoint::open(&input)?;
     let format = match args.format {
         cli::Format::Blinkdl => Format::Official,
@@ -25,6 +25,8 @@ pub fn run(args: cli::Convert) -> Outcome {
     let tensors = checkpoint.len();
     checkpoint.save(&args.output, format, dtype)?;
     let object = json!({ "input": input, "output": args.output, "tensors": tensors });
-    report(false, object, || format!("{tensors} tensors -> {}", args.output.display()));
+    report(false, object, || {
+        format!("{tensors} tensors -> {}", args.output.display())
+    });
     Ok(())
 }

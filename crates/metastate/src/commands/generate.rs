@@ -33,7 +33,7 @@ pub fn run(args: Generate) -> Outcome {
     let mut sampler = Sampler::new(sampler)?;
     let device: Device = device::open(args.on.device.as_deref())?;
     let model = Model::load(&args.model, &device)?;
-    let tokenizer = model.tokenizer(args.tokenizer.as_deref())?;
+    let (_, tokenizer) = model.tokenizer(args.tokenizer.as_deref())?;
     let end = tokenizer.end_of_text();
 
     let mut state = model.network.zero_state(1, &device);

@@ -3,13 +3,13 @@
 use rwkv7_core::checkpoint::Checkpoint;
 use serde_json::json;
 
-use crate::{Outcome, cli::Inspect, model::trained_model};
+use crate::{Outcome, cli::Inspect};
 
 use super::report;
 
 /// Prints architecture, dimensions, parameter count and dtype without loading the tensors.
 pub fn run(args: Inspect) -> Outcome {
-    let path = trained_model(&args.path);
+    let path = args.path;
     let checkpoint = Checkpoint::open(&path)?;
     let config = checkpoint.config()?;
     let stored = checkpoint.num_values();
@@ -25,7 +25,12 @@ pub fn run(args: Inspect) -> Outcome {
             format!("{}", path.display()),
             format!("  architecture      RWKV-7, {}", checkpoint.format()),
             format!("  layers            {}", config.n_layer),
-            format!("  width             {} ({} heads of {})", config.n_embd, config.n_head(), config.head_size),
+            format!(
+                "  width             {} ({} heads of {})",
+                config.n_embd,
+                config.n_head(),
+                config.head_size
+            ),
             format!("  feed-forward      {}", config.second_half.ffn_size),
             format!("  vocabulary        {}", config.vocab_size),
             format!(
@@ -34,10 +39,15 @@ pub fn run(args: Inspect) -> Outcome {
             ),
             format!("  parameters        {}", config.num_params()),
             format!("  dtype             {}", dtypes.join(", ")),
-            format!("  state             {} values, whatever the length of the text", config.num_state_values()),
+            format!(
+                "  state             {} values, whatever the length of the text",
+                config.num_state_values()
+            ),
         ];
         if unused > 0 {
-            lines.push(format!("  unused values     {unused} (layer 0 has no value residual)"));
+            lines.push(format!(
+                "  unused values     {unused} (layer 0 has no value residual)"
+            ));
         }
         lines.join("\n")
     });

@@ -55,6 +55,10 @@ impl SecondHalfConfig for ChannelMixConfig {
         dims.n_embd + 2 * dims.n_embd * self.ffn_size
     }
 
+    fn num_state_values(&self, dims: &LayerDims) -> usize {
+        dims.n_embd
+    }
+
     fn init(&self, dims: &LayerDims, init: &LayerInit) -> ChannelMix {
         let (c, f) = (dims.n_embd, self.ffn_size);
         ChannelMix {

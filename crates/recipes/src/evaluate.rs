@@ -1,0 +1,194 @@
+//! Measuring a model on text.
+
+use std::{ops::Range, time::Instant};
+
+use burn::tensor::{Device, Int, Tensor, TensorData};
+use rwkv7_core::{Rwkv7, layers::SecondHalf, loss, tokenizer::Tokenizer};
+use serde::Serialize;
+
+use crate::data::{
+    DataError, loader::BatchSource, reverse::Reverse, tokens::TokenFile, windows::ValidationWindows,
+};
+
+/// How well a model predicts a text.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct TextReport {
+    /// Mean cross-entropy in nats a token.
+    pub loss: f64,
+    /// e to the loss.
+    pub perplexity: f64,
+    /// Bits a byte of text.
+    pub bits_per_byte: f64,
+    /// Tokens predicted.
+    pub tokens: usize,
+    /// Tokens a second.
+    pub tokens_per_second: f64,
+}
+
+/// Evaluates windows of `context` tokens, each from an empty state, `rows` at a time: how models of a fixed context are
+/// compared.
+///
+/// # Errors
+///
+/// [`DataError::TooShort`] if the part does not hold a window.
+pub fn windows<M: SecondHalf>(
+    model: &Rwkv7<M>,
+    device: &Device,
+    tokens: &TokenFile,
+    range: Range<usize>,
+    (context, rows): (usize, usize),
+    tokenizer: &dyn Tokenizer,
+) -> Result<TextReport, DataError> {
+    let windows = ValidationWindows::new(tokens.clone(), range, context, rows)?;
+    let started = Instant::now();
+    let (mut sum, mut count) = (0.0, 0);
+    for step in 0..windows.batches() {
+        let batch = windows.batch(step).to_device(device);
+        count += batch.counted;
+        let (logits, _) = model.forward(batch.inputs, None);
+        sum += total_loss(logits, batch.targets);
+    }
+    let covered = windows.range();
+    Ok(report(sum, count, tokens, covered, tokenizer, started))
+}
+
+/// Evaluates a text from its first token to its last, the state carried on: what a recurrent model is used like. An
+/// end-of-text token stands before the first one.
+///
+/// # Errors
+///
+/// [`DataError::TooShort`] if there is nothing to predict.
+pub fn stream<M: SecondHalf>(
+    model: &Rwkv7<M>,
+    device: &Device,
+    tokens: &TokenFile,
+    chunk: usize,
+    tokenizer: &dyn Tokenizer,
+) -> Result<TextReport, DataError> {
+    if tokens.is_empty() {
+        return Err(DataError::TooShort {
+            part: "evaluation",
+            tokens: 0,
+            context: 1,
+        });
+    }
+    let started = Instant::now();
+    let mut state = model.zero_state(1, device);
+    let mut previous = tokenizer.end_of_text() as i32;
+    let mut sum = 0.0;
+    for start in (0..tokens.len()).step_by(chunk) {
+        let end = (start + chunk).min(tokens.len());
+        let targets: Vec<i32> = tokens.ids(start..end).map(|id| id as i32).collect();
+        let mut inputs = vec![previous];
+        inputs.extend_from_slice(&targets[..targets.len() - 1]);
+        previous = targets[targets.len() - 1];
+        let row = |ids: Vec<i32>| {
+            let shape = [1, ids.len()];
+            Tensor::<2, Int>::from_data(TensorData::new(ids, shape), device)
+        };
+        let (logits, next) = model.forward(row(inputs), Some(state));
+        state = next;
+        sum += total_loss(logits, row(targets));
+    }
+    Ok(report(
+        sum,
+        tokens.len(),
+        tokens,
+        0..tokens.len() + 1,
+        tokenizer,
+        started,
+    ))
+}
+
+fn total_loss(logits: Tensor<3>, targets: Tensor<2, Int>) -> f64 {
+    f64::from(
+        loss::token_losses(logits, targets)
+            .sum()
+            .into_scalar::<f32>(),
+    )
+}
+
+/// `covered` starts with a token that is only read.
+fn report(
+    sum: f64,
+    count: usize,
+    tokens: &TokenFile,
+    covered: Range<usize>,
+    tokenizer: &dyn Tokenizer,
+    started: Instant,
+) -> TextReport {
+    let seconds = started.elapsed().as_secs_f64();
+    let targets = covered.start + 1..covered.end;
+    let targets = if targets.end > tokens.len() {
+        0..tokens.len()
+    } else {
+        targets
+    };
+    let end = tokenizer.end_of_text();
+    let bytes: usize = tokens
+        .ids(targets)
+        .filter(|&id| id != end)
+        .map(|id| tokenizer.decode_bytes(&[id]).map_or(0, |bytes| bytes.len()))
+        .sum();
+    let loss = sum / count as f64;
+    TextReport {
+        loss,
+        perplexity: loss.exp(),
+        bits_per_byte: sum / std::f64::consts::LN_2 / bytes.max(1) as f64,
+        tokens: count,
+        tokens_per_second: count as f64 / seconds,
+    }
+}
+
+/// How well a model reverses numbers it has never seen.
+#[derive(Clone, Debug, Serialize)]
+pub struct ReverseReport {
+    /// Share of digits that had the largest logit, the right digits before them given.
+    pub digit_accuracy: f64,
+    /// Share of answers with every digit and the end right.
+    pub answer_accuracy: f64,
+    /// Numbers asked.
+    pub numbers: usize,
+    /// A number and what the model makes of it.
+    pub example: (String, String),
+}
+
+/// Asks for `steps` batches of held-out numbers.
+pub fn reverse<M: SecondHalf>(
+    model: &Rwkv7<M>,
+    device: &Device,
+    task: &Reverse,
+    steps: usize,
+) -> ReverseReport {
+    let (mut digits, mut right_digits, mut right_answers) = (0, 0, 0);
+    let mut example = (String::new(), String::new());
+    let context = task.context();
+    for step in 0..steps {
+        let batch = task.batch(step);
+        let (logits, _) = model.forward(batch.to_device(device).inputs, None);
+        let best: Vec<i64> = logits.argmax(2).into_data().iter::<i64>().collect();
+        for row in 0..task.rows {
+            let number = task.number(step, row);
+            let answer = row * context + number.len() + 1..row * context + 2 * number.len() + 2;
+            let hits = answer
+                .clone()
+                .map(|i| best[i] == i64::from(batch.targets[i]));
+            let digit_hits = hits.clone().take(number.len()).filter(|&hit| hit).count();
+            digits += number.len();
+            right_digits += digit_hits;
+            right_answers += usize::from(hits.into_iter().all(|hit| hit));
+            if number.len() > example.0.len() {
+                let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+                let answer = answer.take(number.len()).map(|i| best[i] as u8).collect();
+                example = (text(number), text(answer));
+            }
+        }
+    }
+    let numbers = steps * task.rows;
+    ReverseReport {
+        digit_accuracy: right_digits as f64 / digits as f64,
+        answer_accuracy: right_answers as f64 / numbers as f64,
+        numbers,
+        example,
+    }
+}

@@ -1,0 +1,510 @@
+//! A recipe: everything that decides a training run but the data files' content, as a small JSON file.
+
+use std::path::PathBuf;
+
+use rwkv7_core::{
+    Rwkv7Config, config::ConfigError, layers::ChannelMixConfig, optimizer::OptimizerConfig,
+};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::data::windows::Sampling;
+
+/// What is learned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Task {
+    /// Reverse the digits of random numbers; needs no data.
+    Reverse,
+    /// Predict the next token of a text.
+    Text,
+}
+
+/// The model's size: a published one by name, or dimensions; what is left out follows the official training script.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ModelSpec {
+    /// A published size such as `world-0.1b`; the other fields override its parts.
+    pub preset: Option<String>,
+    /// Vocabulary size; by default the tokenizer's.
+    pub vocab_size: Option<usize>,
+    /// Layers.
+    pub n_layer: Option<usize>,
+    /// Embedding width.
+    pub n_embd: Option<usize>,
+    /// Head size.
+    pub head_size: Option<usize>,
+    /// Low-rank width of the decay.
+    pub decay_rank: Option<usize>,
+    /// Low-rank width of the in-context learning rate.
+    pub in_context_rank: Option<usize>,
+    /// Low-rank width of the value residual.
+    pub value_rank: Option<usize>,
+    /// Low-rank width of the gate.
+    pub gate_rank: Option<usize>,
+    /// Feed-forward width.
+    pub ffn_size: Option<usize>,
+}
+
+impl ModelSpec {
+    /// The configuration for a tokenizer with this vocabulary.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`] if the preset is unknown or the dimensions make no model.
+    pub fn config(&self, tokenizer_vocab: usize) -> Result<Rwkv7Config, ConfigError> {
+        let vocab = self.vocab_size.unwrap_or(tokenizer_vocab);
+        let base = match &self.preset {
+            Some(name) => {
+                let preset = Rwkv7Config::preset(name)?;
+                Rwkv7Config {
+                    vocab_size: self.vocab_size.unwrap_or(preset.vocab_size),
+                    ..preset
+                }
+            }
+            None => Rwkv7Config::new(
+                vocab,
+                self.n_layer.unwrap_or(12),
+                self.n_embd.unwrap_or(768),
+            ),
+        };
+        let n_embd = self.n_embd.unwrap_or(base.n_embd);
+        let base = if n_embd == base.n_embd {
+            base
+        } else {
+            Rwkv7Config::new(base.vocab_size, base.n_layer, n_embd)
+        };
+        let config = Rwkv7Config {
+            n_layer: self.n_layer.unwrap_or(base.n_layer),
+            head_size: self.head_size.unwrap_or(base.head_size),
+            decay_rank: self.decay_rank.unwrap_or(base.decay_rank),
+            in_context_rank: self.in_context_rank.unwrap_or(base.in_context_rank),
+            value_rank: self.value_rank.unwrap_or(base.value_rank),
+            gate_rank: self.gate_rank.unwrap_or(base.gate_rank),
+            second_half: ChannelMixConfig {
+                ffn_size: self.ffn_size.unwrap_or(base.second_half.ffn_size),
+            },
+            ..base
+        };
+        config.validate()?;
+        if config.vocab_size < tokenizer_vocab {
+            return Err(ConfigError::field(
+                "model.vocab_size",
+                config.vocab_size,
+                format!("at least {tokenizer_vocab}, the number of ids of the tokenizer"),
+            ));
+        }
+        Ok(config)
+    }
+}
+
+/// Linear warm-up, then a cosine from peak to final.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LearningRate {
+    /// Highest rate.
+    pub peak: f64,
+    /// Rate at the last step.
+    pub r#final: f64,
+    /// Steps from 1 % of the peak to all of it.
+    pub warmup_steps: usize,
+}
+
+impl Default for LearningRate {
+    fn default() -> Self {
+        Self {
+            peak: 6e-4,
+            r#final: 6e-5,
+            warmup_steps: 10,
+        }
+    }
+}
+
+/// A training recipe. The defaults train a 0.1B-shaped model on a text with the official hyper-parameters.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Recipe {
+    /// What is learned.
+    pub task: Task,
+    /// Digits of the longest number; task `reverse` only.
+    pub max_digits: usize,
+    /// The model's size.
+    pub model: ModelSpec,
+    /// `byte`, an RWKV World vocabulary or a `tokenizer.json`.
+    pub tokenizer: String,
+    /// Files and folders with the text; task `text` only.
+    pub data: Vec<PathBuf>,
+    /// The key of the text in `.jsonl` files.
+    pub text_field: String,
+    /// Files and folders with text for validation; empty: the last part of `data`.
+    pub validation_data: Vec<PathBuf>,
+    /// How much of `data` is kept for validation where `validation_data` is empty.
+    pub validation_fraction: f64,
+    /// Tokens a window.
+    pub context: usize,
+    /// How training windows are drawn.
+    pub sampling: Sampling,
+    /// Windows a batch.
+    pub batch_size: usize,
+    /// Batches whose gradients are averaged for one step.
+    pub accumulation: usize,
+    /// Optimizer steps in all.
+    pub steps: usize,
+    /// Steps between validations and checkpoints.
+    pub steps_per_epoch: usize,
+    /// Validation batches after every epoch, spread over the validation text.
+    pub validation_batches: usize,
+    /// Learning rate.
+    pub learning_rate: LearningRate,
+    /// AdamW.
+    pub optimizer: OptimizerConfig,
+    /// Largest global norm of the gradients.
+    pub clip_norm: f64,
+    /// Whether the largest logits are pulled towards 0, as in the official training.
+    pub l2_wrap: bool,
+    /// Seed of initial values and data order.
+    pub seed: u64,
+    /// Checkpoints to keep, besides the one with the best validation loss.
+    pub keep_checkpoints: usize,
+}
+
+impl Default for Recipe {
+    fn default() -> Self {
+        Self {
+            task: Task::Text,
+            max_digits: 15,
+            model: ModelSpec::default(),
+            tokenizer: "byte".into(),
+            data: Vec::new(),
+            text_field: "text".into(),
+            validation_data: Vec::new(),
+            validation_fraction: 0.1,
+            context: 512,
+            sampling: Sampling::Random,
+            batch_size: 16,
+            accumulation: 1,
+            steps: 10_000,
+            steps_per_epoch: 250,
+            validation_batches: 20,
+            learning_rate: LearningRate::default(),
+            optimizer: OptimizerConfig::default(),
+            clip_norm: 1.0,
+            l2_wrap: true,
+            seed: 0,
+            keep_checkpoints: 2,
+        }
+    }
+}
+
+/// A recipe that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum RecipeError {
+    /// Neither a built-in recipe nor a file.
+    #[error("no recipe `{name}`: neither a file nor one of {known}")]
+    Unknown {
+        /// What was asked for.
+        name: String,
+        /// The built-in recipes.
+        known: String,
+    },
+    /// The file cannot be read.
+    #[error("recipe {}: cannot be read", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: std::io::Error,
+    },
+    /// The JSON is wrong: its syntax, a key or a type.
+    #[error("recipe {name}: {reason}")]
+    Json {
+        /// The recipe.
+        name: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// An override of a key that there is not.
+    #[error("--set {key}: a recipe has no such key; the keys are: {known}")]
+    UnknownKey {
+        /// The key.
+        key: String,
+        /// All keys.
+        known: String,
+    },
+    /// An override without a value, or with one of the wrong type.
+    #[error("--set {setting}: {reason}")]
+    Override {
+        /// What was given.
+        setting: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A value that makes no sense.
+    #[error("recipe: `{key}` is {found}, expected {expected}")]
+    Value {
+        /// The key.
+        key: &'static str,
+        /// Its value.
+        found: String,
+        /// What is allowed.
+        expected: &'static str,
+    },
+}
+
+const BUILT_IN: [(&str, &str); 3] = [
+    ("reverse", include_str!("../recipes/reverse.json")),
+    (
+        "shakespeare-char",
+        include_str!("../recipes/shakespeare-char.json"),
+    ),
+    ("text", include_str!("../recipes/text.json")),
+];
+
+impl Recipe {
+    /// Names of the built-in recipes.
+    pub fn built_in() -> impl Iterator<Item = &'static str> {
+        BUILT_IN.iter().map(|(name, _)| *name)
+    }
+
+    /// A built-in recipe by name, or one from a JSON file.
+    ///
+    /// # Errors
+    ///
+    /// [`RecipeError`] names the recipe and the key.
+    pub fn load(name: &str) -> Result<Self, RecipeError> {
+        let text = match BUILT_IN.iter().find(|(built_in, _)| *built_in == name) {
+            Some((_, text)) => (*text).to_string(),
+            None => {
+                let path = PathBuf::from(name);
+                std::fs::read_to_string(&path).map_err(|source| match source.kind() {
+                    std::io::ErrorKind::NotFound => RecipeError::Unknown {
+                        name: name.into(),
+                        known: Self::built_in().collect::<Vec<_>>().join(", "),
+                    },
+                    _ => RecipeError::Read { path, source },
+                })?
+            }
+        };
+        Self::parse(name, &text)
+    }
+
+    /// A recipe from JSON; `name` is for messages.
+    ///
+    /// # Errors
+    ///
+    /// [`RecipeError::Json`].
+    pub fn parse(name: &str, json: &str) -> Result<Self, RecipeError> {
+        serde_json::from_str(json).map_err(|error| RecipeError::Json {
+            name: name.into(),
+            reason: error.to_string(),
+        })
+    }
+
+    /// The recipe with `key=value` overrides; keys of parts are written `learning_rate.peak`. Values are JSON, or else
+    /// text.
+    ///
+    /// # Errors
+    ///
+    /// [`RecipeError`] names the override and, for an unknown key, lists all there are.
+    pub fn with_overrides(&self, settings: &[String]) -> Result<Self, RecipeError> {
+        let mut json = self.to_json();
+        for setting in settings {
+            let wrong = |reason: String| RecipeError::Override {
+                setting: setting.clone(),
+                reason,
+            };
+            let (key, value) = setting
+                .split_once('=')
+                .ok_or_else(|| wrong("expected key=value".into()))?;
+            let known = keys(&json, "");
+            let place = key
+                .split('.')
+                .try_fold(&mut json, |place, part| place.get_mut(part));
+            let Some(place) = place else {
+                return Err(RecipeError::UnknownKey {
+                    key: key.into(),
+                    known: known.join(", "),
+                });
+            };
+            *place = serde_json::from_str(value).unwrap_or_else(|_| Value::String(value.into()));
+            if let Err(error) = serde_json::from_value::<Self>(json.clone()) {
+                return Err(wrong(error.to_string()));
+            }
+        }
+        serde_json::from_value(json).map_err(|error| RecipeError::Json {
+            name: "with overrides".into(),
+            reason: error.to_string(),
+        })
+    }
+
+    /// The recipe as JSON, every key spelled out.
+    pub fn to_json(&self) -> Value {
+        serde_json::json!(self)
+    }
+
+    /// Number of epochs; the steps are rounded up to whole epochs.
+    pub fn epochs(&self) -> usize {
+        self.steps.div_ceil(self.steps_per_epoch)
+    }
+
+    /// Checks every value.
+    ///
+    /// # Errors
+    ///
+    /// [`RecipeError::Value`] names the key.
+    pub fn validate(&self) -> Result<(), RecipeError> {
+        let wrong = |key, found: &dyn ToString, expected| {
+            Err(RecipeError::Value {
+                key,
+                found: found.to_string(),
+                expected,
+            })
+        };
+        for (key, value) in [
+            ("context", self.context),
+            ("batch_size", self.batch_size),
+            ("accumulation", self.accumulation),
+            ("steps", self.steps),
+            ("steps_per_epoch", self.steps_per_epoch),
+            ("validation_batches", self.validation_batches),
+            ("keep_checkpoints", self.keep_checkpoints),
+            ("max_digits", self.max_digits),
+        ] {
+            if value == 0 {
+                return wrong(key, &value, "at least 1");
+            }
+        }
+        if self.task == Task::Text && self.data.is_empty() {
+            return wrong("data", &"empty", "files or folders with text: --data PATH");
+        }
+        if self.task == Task::Reverse && self.tokenizer != "byte" {
+            return wrong(
+                "tokenizer",
+                &self.tokenizer,
+                "byte, which the task `reverse` is written in",
+            );
+        }
+        let rate = &self.learning_rate;
+        if !(rate.peak > 0.0 && rate.peak <= 1.0) {
+            return wrong(
+                "learning_rate.peak",
+                &rate.peak,
+                "more than 0 and at most 1",
+            );
+        }
+        if !(rate.r#final > 0.0 && rate.r#final <= rate.peak) {
+            return wrong(
+                "learning_rate.final",
+                &rate.r#final,
+                "more than 0 and at most the peak",
+            );
+        }
+        if rate.warmup_steps >= self.steps {
+            return wrong(
+                "learning_rate.warmup_steps",
+                &rate.warmup_steps,
+                "fewer than steps",
+            );
+        }
+        if !(self.validation_fraction > 0.0 && self.validation_fraction < 1.0) {
+            return wrong(
+                "validation_fraction",
+                &self.validation_fraction,
+                "between 0 and 1",
+            );
+        }
+        if !(self.clip_norm > 0.0 && self.clip_norm.is_finite()) {
+            return wrong("clip_norm", &self.clip_norm, "more than 0");
+        }
+        Ok(())
+    }
+}
+
+/// All keys of an object, those of its parts with a dot.
+fn keys(json: &Value, prefix: &str) -> Vec<String> {
+    let Value::Object(object) = json else {
+        return Vec::new();
+    };
+    let mut found = Vec::new();
+    for (key, value) in object {
+        let key = format!("{prefix}{key}");
+        match value {
+            Value::Object(_) => found.extend(keys(value, &format!("{key}."))),
+            _ => found.push(key),
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn built_in_recipes_are_valid() {
+        for name in Recipe::built_in() {
+            let mut recipe = Recipe::load(name).unwrap();
+            recipe.data.push("text.txt".into());
+            recipe.validate().unwrap();
+            recipe.model.config(256).unwrap();
+            let json = recipe.to_json().to_string();
+            assert_eq!(Recipe::parse("again", &json).unwrap(), recipe);
+        }
+        let shakespeare = Recipe::load("shakespeare-char")
+            .unwrap()
+            .model
+            .config(256)
+            .unwrap();
+        assert!(
+            shakespeare.num_params() < 900_000,
+            "{}",
+            shakespeare.num_params()
+        );
+    }
+
+    #[test]
+    fn overrides_reach_every_key() {
+        let recipe = Recipe::load("reverse").unwrap();
+        let settings = [
+            "learning_rate.peak=1e-3",
+            "model.n_layer=3",
+            "tokenizer=some/path",
+            "l2_wrap=true",
+        ];
+        let changed = recipe.with_overrides(&settings.map(String::from)).unwrap();
+        assert_eq!(changed.learning_rate.peak, 1e-3);
+        assert_eq!(changed.model.n_layer, Some(3));
+        assert_eq!(changed.tokenizer, "some/path");
+        assert!(changed.l2_wrap);
+    }
+
+    #[test]
+    fn wrong_keys_types_and_values_are_named() {
+        let recipe = Recipe::load("reverse").unwrap();
+        let error = |setting: &str| {
+            recipe
+                .with_overrides(&[setting.into()])
+                .unwrap_err()
+                .to_string()
+        };
+        assert!(error("learning_rate.peek=1").contains("learning_rate.peak"));
+        assert!(error("steps=many").contains("steps=many: invalid type"));
+        assert!(error("steps").contains("key=value"));
+        let error = Recipe::parse("mine.json", r#"{"stepz": 3}"#)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("mine.json") && error.contains("stepz"),
+            "{error}"
+        );
+        let error = Recipe::load("revers").unwrap_err().to_string();
+        assert!(error.contains("shakespeare-char"), "{error}");
+        let mut recipe = recipe;
+        recipe.batch_size = 0;
+        assert_eq!(
+            recipe.validate().unwrap_err().to_string(),
+            "recipe: `batch_size` is 0, expected at least 1"
+        );
+    }
+}

@@ -1,0 +1,223 @@
+//! Progress without a terminal: lines on standard error, and every number as JSON in `metrics.jsonl`.
+
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io::Write,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use burn::train::{
+    LearnerSummary,
+    logger::{EvaluationProgressLogger, MetricLogger, TrainingProgressLogger},
+    metric::{
+        MetricDefinition, MetricEntry, MetricId, NumericEntry,
+        store::{EpochSummary, MetricsUpdate, Split},
+    },
+    renderer::{
+        EvaluationName, MetricState, MetricsRenderer, MetricsRendererEvaluation,
+        MetricsRendererTraining,
+    },
+};
+
+/// Seconds between lines.
+const INTERVAL: Duration = Duration::from_secs(5);
+
+/// Prints a line every few seconds and one at the end of each split.
+pub struct PlainProgress {
+    names: BTreeMap<String, String>,
+    values: BTreeMap<String, String>,
+    epoch: usize,
+    epochs: usize,
+    split: String,
+    steps: usize,
+    step: usize,
+    last: Instant,
+}
+
+impl PlainProgress {
+    /// Progress of a run that starts with `epoch` (from 1).
+    pub fn new(epoch: usize) -> Self {
+        Self {
+            names: BTreeMap::new(),
+            values: BTreeMap::new(),
+            epoch,
+            epochs: 0,
+            split: String::new(),
+            steps: 0,
+            step: 0,
+            last: Instant::now(),
+        }
+    }
+
+    fn observe(&mut self, state: MetricState) {
+        let (MetricState::Generic(entry) | MetricState::Numeric(entry, _)) = state;
+        if let Some(name) = self.names.get(&key(&entry.metric_id)) {
+            self.values
+                .insert(name.clone(), entry.serialized_entry.formatted);
+        }
+    }
+
+    fn line(&mut self) {
+        self.last = Instant::now();
+        let values: Vec<String> = self
+            .values
+            .iter()
+            .map(|(name, value)| {
+                // "epoch 1.2 - batch 1.3": the mean so far.
+                let mean = value.split(" - ").next().unwrap_or(value);
+                format!(
+                    "{} {}",
+                    name.to_lowercase(),
+                    mean.trim_start_matches("epoch ")
+                )
+            })
+            .collect();
+        eprintln!(
+            "{} {}/{}, step {}/{}: {}",
+            self.split,
+            self.epoch,
+            self.epochs,
+            self.step,
+            self.steps,
+            values.join(", ")
+        );
+    }
+}
+
+fn key(id: &MetricId) -> String {
+    format!("{id:?}")
+}
+
+impl MetricsRendererTraining for PlainProgress {
+    fn update_train(&mut self, state: MetricState) {
+        self.observe(state);
+    }
+
+    fn update_valid(&mut self, state: MetricState) {
+        self.observe(state);
+    }
+
+    fn on_train_end(
+        &mut self,
+        _summary: Option<LearnerSummary>,
+    ) -> Result<(), Box<dyn std::error::Error>> {
+        Ok(())
+    }
+}
+
+impl TrainingProgressLogger for PlainProgress {
+    fn start(&mut self, epochs: usize, epoch: usize, _items: Option<usize>, _label: Option<&str>) {
+        self.epochs = epochs;
+        self.epoch = epoch;
+    }
+
+    fn update_epoch(&mut self, epoch: usize) {
+        self.epoch = epoch + 1;
+    }
+
+    fn start_split(&mut self, split: &str, steps: usize) {
+        self.split = split.to_lowercase();
+        self.steps = steps;
+        self.step = 0;
+        self.values.clear();
+    }
+
+    fn update_split(&mut self, step: usize) {
+        self.step = step;
+        if self.last.elapsed() >= INTERVAL {
+            self.line();
+        }
+    }
+
+    fn end_split(&mut self) {
+        self.line();
+    }
+
+    fn end(&mut self) {}
+
+    fn log_event_training(&mut self, _event: String) {}
+}
+
+impl EvaluationProgressLogger for PlainProgress {
+    fn start_global_progress(&mut self, _tests: usize) {}
+    fn start_test(&mut self, _name: &str, _items: usize) {}
+    fn update_test_progress(&mut self, _items: usize) {}
+    fn end_test(&mut self) {}
+    fn end_global_progress(&mut self) {}
+    fn log_event_evaluation(&mut self, _event: String) {}
+}
+
+impl MetricsRendererEvaluation for PlainProgress {
+    fn update_test(&mut self, _name: EvaluationName, _state: MetricState) {}
+}
+
+impl MetricsRenderer for PlainProgress {
+    fn manual_close(&mut self) {}
+
+    fn register_metric(&mut self, definition: MetricDefinition) {
+        self.names
+            .insert(key(&definition.metric_id), definition.name.to_string());
+    }
+}
+
+/// Appends a JSON object a step to a file: split, epoch, step within the epoch, and every metric's value.
+pub struct JsonLines {
+    file: File,
+    names: BTreeMap<String, String>,
+    step: BTreeMap<(String, usize), usize>,
+}
+
+impl JsonLines {
+    /// Appends to `path`.
+    ///
+    /// # Errors
+    ///
+    /// If the file cannot be opened.
+    pub fn append(path: &Path) -> std::io::Result<Self> {
+        Ok(Self {
+            file: File::options().create(true).append(true).open(path)?,
+            names: BTreeMap::new(),
+            step: BTreeMap::new(),
+        })
+    }
+
+    fn name(&self, entry: &MetricEntry) -> Option<&String> {
+        self.names.get(&key(&entry.metric_id))
+    }
+}
+
+impl MetricLogger for JsonLines {
+    fn log(&mut self, update: MetricsUpdate, epoch: usize, split: &Split) {
+        let split = split.to_string();
+        let step = self.step.entry((split.clone(), epoch)).or_insert(0);
+        *step += 1;
+        let mut line = serde_json::json!({ "split": split, "epoch": epoch, "step": *step });
+        for metric in &update.entries_numeric {
+            let value = metric.numeric_entry.as_ref().map(NumericEntry::current);
+            if let (Some(name), Some(value)) = (self.name(&metric.entry), value) {
+                line[name.as_str()] = value.into();
+            }
+        }
+        if let Err(error) = writeln!(self.file, "{line}") {
+            eprintln!("metrics.jsonl: {error}");
+        }
+    }
+
+    fn read_numeric(
+        &mut self,
+        name: &str,
+        _epoch: usize,
+        _split: &Split,
+    ) -> Result<Vec<NumericEntry>, String> {
+        Err(format!("`{name}` is read from the log files of burn-train"))
+    }
+
+    fn log_metric_definition(&mut self, definition: MetricDefinition) {
+        self.names
+            .insert(key(&definition.metric_id), definition.name.to_string());
+    }
+
+    fn log_epoch_summary(&mut self, _summary: EpochSummary) {}
+}
