@@ -32,7 +32,7 @@ use burn::tensor::{DType, TensorData};
 use burn_store::{bridge, burn_pack::Tensor as PackTensor};
 
 pub use error::CheckpointError;
-pub use model::{load, save};
+pub use model::{expected_tensors, load, save};
 pub use names::Flavour;
 
 use crate::{Rwkv7Config, config::SecondHalfConfig};
@@ -186,7 +186,7 @@ impl Checkpoint {
     /// Lists every tensor that is missing, unknown or of the wrong shape for a model of this configuration.
     fn check<S: SecondHalfConfig>(&self, config: &Rwkv7Config<S>) -> Result<(), CheckpointError> {
         let mut problems = Vec::new();
-        let mut expected: BTreeMap<String, Vec<usize>> = model::expected_tensors(config);
+        let mut expected = expected_tensors(config);
         for (name, found) in self.shapes() {
             match expected.remove(name) {
                 Some(shape) if shape == found => {}

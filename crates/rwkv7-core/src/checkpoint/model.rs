@@ -165,7 +165,7 @@ fn second_half_name(name: &str, from: &str, to: &str) -> String {
 }
 
 /// Official name and shape of every tensor of a model, without making its initial values.
-pub(super) fn expected_tensors<S: SecondHalfConfig>(
+pub fn expected_tensors<S: SecondHalfConfig>(
     config: &Rwkv7Config<S>,
 ) -> BTreeMap<String, Vec<usize>> {
     #[derive(Default)]
@@ -222,13 +222,13 @@ pub(super) fn write<S: SecondHalfConfig>(
         .into_iter()
         .map(|tensor| write::cast(tensor, dtype))
         .collect();
+    let epsilons = serde_json::json!([config.layer_norm_eps, config.group_norm_eps]).to_string();
     match format {
         Format::Official => {
-            let epsilons = serde_json::json!([config.layer_norm_eps, config.group_norm_eps]);
-            let metadata = HashMap::from([(EPSILONS.to_string(), epsilons.to_string())]);
+            let metadata = HashMap::from([(EPSILONS.to_string(), epsilons)]);
             write::safetensors(path, &tensors, metadata)
         }
-        Format::Burn => write::burnpack(path, names::to_burn(tensors)),
+        Format::Burn => write::burnpack(path, names::to_burn(tensors), &epsilons),
         Format::Fla => {
             let failed = |source| CheckpointError::Write {
                 path: path.to_path_buf(),

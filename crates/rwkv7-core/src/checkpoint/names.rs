@@ -180,7 +180,11 @@ fn from_fla(tensor: PackTensor) -> Vec<PackTensor> {
     vec![relayout(tensor, name, entry.2)]
 }
 
-fn from_burn(tensor: PackTensor) -> PackTensor {
+/// Training checkpoints hold the model under `model.`.
+fn from_burn(mut tensor: PackTensor) -> PackTensor {
+    if let Some(name) = tensor.name.strip_prefix("model.") {
+        tensor.name = name.to_string();
+    }
     let name = match tensor.name.rsplit_once('.') {
         Some((path, "gamma")) => format!("{path}.weight"),
         Some((path, "beta")) => format!("{path}.bias"),

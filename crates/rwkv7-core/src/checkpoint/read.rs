@@ -257,13 +257,15 @@ fn open_burnpack(path: &Path) -> Result<Opened, CheckpointError> {
         format: "Burn record",
         reason: error.to_string(),
     };
-    let tensors = burn_pack::Reader::from_file(path)
-        .and_then(|reader| reader.into_tensors())
-        .map_err(damaged)?;
+    let reader = burn_pack::Reader::from_file(path).map_err(damaged)?;
+    let epsilons = reader
+        .metadata()
+        .get(EPSILONS)
+        .and_then(|text| serde_json::from_str(text).ok());
     Ok(Opened {
-        tensors,
+        tensors: reader.into_tensors().map_err(damaged)?,
         format: "Burn record",
         flavour: Some(Flavour::Burn),
-        epsilons: None,
+        epsilons,
     })
 }

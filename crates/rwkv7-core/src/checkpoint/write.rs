@@ -15,7 +15,10 @@ use burn_store::{
 };
 use safetensors::{Dtype, View};
 
-use super::{CheckpointError, read::CHECKSUMS};
+use super::{
+    CheckpointError,
+    read::{CHECKSUMS, EPSILONS},
+};
 
 /// The tensor in this dtype, cast when it is read; rounding is to the nearest, ties to even.
 pub(super) fn cast(tensor: PackTensor, dtype: Option<DType>) -> PackTensor {
@@ -116,9 +119,14 @@ impl View for Lazy<'_> {
 }
 
 /// Writes a Burn record.
-pub(super) fn burnpack(path: &Path, tensors: Vec<PackTensor>) -> Result<(), CheckpointError> {
+pub(super) fn burnpack(
+    path: &Path,
+    tensors: Vec<PackTensor>,
+    epsilons: &str,
+) -> Result<(), CheckpointError> {
     crate::atomic::replace(path, |temporary| {
         burn_pack::Writer::new(tensors)
+            .with_metadata(EPSILONS, epsilons)
             .auto_extension(false)
             .overwrite(true)
             .write_to_file(temporary)

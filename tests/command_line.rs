@@ -1,0 +1,499 @@
+//! The command line from outside: what users type, and what they get when something is wrong.
+#![allow(clippy::unwrap_used)]
+
+use std::{
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+use rwkv7_core::checkpoint::Checkpoint;
+use tempfile::TempDir;
+
+fn golden(name: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../tests/golden")
+        .join(name);
+    path.to_str().unwrap().to_string()
+}
+
+/// A folder to work in, which also holds the cache.
+struct Place(TempDir);
+
+impl Place {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn write(&self, name: &str, content: impl AsRef<[u8]>) {
+        std::fs::write(self.path(name), content).unwrap();
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_metastate"));
+        command
+            .args(arguments)
+            .current_dir(self.0.path())
+            .env("XDG_CACHE_HOME", self.path("cache"));
+        command
+    }
+
+    fn run(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().unwrap()
+    }
+
+    /// Standard output of a command that must succeed.
+    fn ok(&self, arguments: &[&str]) -> String {
+        let output = self.run(arguments);
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{arguments:?}: {errors}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    fn json(&self, arguments: &[&str]) -> serde_json::Value {
+        serde_json::from_str(&self.ok(arguments)).unwrap()
+    }
+
+    /// A command that must fail, say all of `parts` and write nothing; the cache of tokenized text does not count.
+    fn fails(&self, arguments: &[&str], parts: &[&str]) {
+        let before = self.files();
+        let output = self.run(arguments);
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success(), "{arguments:?} succeeded");
+        assert!(!errors.contains("panicked"), "{arguments:?}: {errors}");
+        for part in parts {
+            assert!(
+                errors.contains(part),
+                "{arguments:?}: `{part}` is not in: {errors}"
+            );
+        }
+        assert_eq!(self.files(), before, "{arguments:?} wrote something");
+    }
+
+    fn files(&self) -> Vec<PathBuf> {
+        let mut found = Vec::new();
+        let mut folders = vec![self.0.path().to_path_buf()];
+        while let Some(folder) = folders.pop() {
+            for entry in folder.read_dir().unwrap() {
+                let path = entry.unwrap().path();
+                if !path.is_dir() {
+                    found.push(path);
+                } else if !path.ends_with("cache") {
+                    folders.push(path);
+                }
+            }
+        }
+        found.sort();
+        found
+    }
+}
+
+/// A run small enough for a test: one layer, a few steps.
+const SMALL: [&str; 8] = [
+    "model.n_layer=1",
+    "model.n_embd=32",
+    "model.head_size=16",
+    "batch_size=8",
+    "steps_per_epoch=5",
+    "validation_batches=2",
+    "max_digits=4",
+    "learning_rate.warmup_steps=2",
+];
+
+fn train<'a>(more: &[&'a str]) -> Vec<&'a str> {
+    let small = SMALL.iter().flat_map(|setting| ["--set", setting]);
+    ["train", "--no-tui"]
+        .into_iter()
+        .chain(small)
+        .chain(more.iter().copied())
+        .collect()
+}
+
+fn tensors(path: &Path) -> Vec<(String, Vec<u8>)> {
+    let all = Checkpoint::open(path).unwrap().read_all().unwrap();
+    all.into_iter()
+        .map(|(name, data)| (name, data.as_bytes().to_vec()))
+        .collect()
+}
+
+#[test]
+fn a_trained_model_generates_evaluates_and_converts() {
+    let place = Place::new();
+    let printed = place.ok(&train(&["--set", "steps=10"]));
+    assert!(
+        printed.contains("held-out numbers") && printed.contains("example:"),
+        "{printed}"
+    );
+    let folder = place.path("runs/reverse");
+    for file in [
+        "recipe.json",
+        "config.json",
+        "report.json",
+        "metrics.jsonl",
+        "model.safetensors",
+        "checkpoints/2/model.bpk",
+    ] {
+        assert!(folder.join(file).is_file(), "{file}");
+    }
+    let line = std::fs::read_to_string(folder.join("metrics.jsonl")).unwrap();
+    let line: serde_json::Value = serde_json::from_str(line.lines().nth(3).unwrap()).unwrap();
+    for key in [
+        "Loss",
+        "Perplexity",
+        "Accuracy",
+        "Learning Rate",
+        "Gradient norm",
+        "Tokens per second",
+    ] {
+        assert!(line[key].is_number(), "{key} in {line}");
+    }
+
+    let inspected = place.json(&["inspect", "runs/reverse", "--json"]);
+    assert_eq!(inspected["config"]["n_embd"], 32);
+    assert_eq!(inspected["dtypes"][0], "f32");
+
+    // The training checkpoint is a model too, and the same one.
+    let logits = |path: &str| {
+        place.json(&["logits", "--model", path, "--tokens", "0,49,44", "--json"])["logits"].clone()
+    };
+    assert_eq!(
+        logits("runs/reverse"),
+        logits("runs/reverse/checkpoints/2/model.bpk")
+    );
+
+    let ask = [
+        "generate",
+        "--model",
+        "runs/reverse",
+        "--prompt",
+        "12,",
+        "--max-tokens",
+        "5",
+        "--seed",
+        "3",
+    ];
+    assert_eq!(place.ok(&ask), place.ok(&ask));
+    let whole = place.json(&[&ask[..], &["--json", "--temperature", "0"]].concat());
+    // The same in two parts, the state carried in a file.
+    place.ok(&[
+        "generate",
+        "--model",
+        "runs/reverse",
+        "--prompt",
+        "1",
+        "--max-tokens",
+        "0",
+        "--state-out",
+        "s.safetensors",
+    ]);
+    let second = [
+        "generate",
+        "--model",
+        "runs/reverse",
+        "--prompt",
+        "2,",
+        "--max-tokens",
+        "5",
+        "--temperature",
+        "0",
+        "--state-in",
+        "s.safetensors",
+        "--json",
+    ];
+    assert_eq!(place.json(&second)["text"], whole["text"]);
+
+    place.write(
+        "text.txt",
+        "Some text to be measured, some text.\n".repeat(20),
+    );
+    let measured = place.json(&[
+        "eval",
+        "--model",
+        "runs/reverse",
+        "--data",
+        "text.txt",
+        "--context",
+        "64",
+        "--json",
+    ]);
+    let carried = place.json(&[
+        "eval",
+        "--model",
+        "runs/reverse",
+        "--data",
+        "text.txt",
+        "--context",
+        "700",
+        "--json",
+    ]);
+    let (a, b) = (
+        measured["loss"].as_f64().unwrap(),
+        carried["loss"].as_f64().unwrap(),
+    );
+    assert!(
+        (a - b).abs() < 1e-4 && a > 0.0,
+        "{a} and {b}: the state is carried"
+    );
+
+    place.ok(&["convert", "runs/reverse", "hf", "--format", "hf"]);
+    place.ok(&["convert", "hf", "model.bpk", "--format", "burn"]);
+    place.ok(&["convert", "model.bpk", "back.safetensors"]);
+    assert!(tensors(&place.path("back.safetensors")) == tensors(&folder.join("model.safetensors")));
+    place.ok(&["convert", "hf", "half.safetensors", "--dtype", "bf16"]);
+    assert_eq!(
+        place.json(&["inspect", "half.safetensors", "--json"])["dtypes"][0],
+        "bf16"
+    );
+}
+
+#[test]
+fn text_recipes_read_text() {
+    let place = Place::new();
+    place.write(
+        "a.txt",
+        "the quick brown fox jumps over the lazy dog. ".repeat(60),
+    );
+    place.write(
+        "b.jsonl",
+        "{\"text\": \"one more document, to be or not to be\"}\n".repeat(30),
+    );
+    let more = [
+        "--recipe",
+        "text",
+        "--data",
+        "a.txt",
+        "--data",
+        "b.jsonl",
+        "--set",
+        "context=16",
+        "--set",
+        "steps=5",
+    ];
+    let accumulate = ["--set", "accumulation=2"];
+    let printed = place.ok(&train(&[&more[..], &accumulate].concat()));
+    assert!(
+        printed.contains("validation loss") && printed.contains("bits per byte"),
+        "{printed}"
+    );
+}
+
+#[test]
+fn a_killed_run_goes_on_as_if_nothing_had_happened() {
+    let place = Place::new();
+    let run = |out: &'static str, more: &[&'static str]| {
+        train(&[&["--set", "steps=30", "--out", out], more].concat())
+    };
+    place.ok(&run("whole", &[]));
+
+    let started = Instant::now();
+    let mut child = place
+        .command(&run("killed", &[]))
+        .stderr(Stdio::null())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    while !place.path("killed/checkpoints/2").exists() {
+        assert!(started.elapsed() < Duration::from_secs(120));
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(!place.path("killed/model.safetensors").exists());
+
+    place.fails(&run("killed", &[]), &["holds another run", "--resume"]);
+    place.fails(
+        &run("killed", &["--resume", "--set", "batch_size=9"]),
+        &["batch_size: 8 then, 9 now"],
+    );
+    place.ok(&run("killed", &["--resume"]));
+    let [killed, whole] =
+        ["killed", "whole"].map(|out| tensors(&place.path(out).join("model.safetensors")));
+    let close = killed.iter().zip(&whole).all(|((_, a), (_, b))| {
+        let floats = |bytes: &[u8]| -> Vec<f32> {
+            bytes
+                .as_chunks::<4>()
+                .0
+                .iter()
+                .map(|&b| f32::from_le_bytes(b))
+                .collect()
+        };
+        floats(a)
+            .iter()
+            .zip(floats(b))
+            .all(|(a, b)| (a - b).abs() < 1e-5)
+    });
+    assert!(close, "the resumed run ended elsewhere");
+}
+
+#[test]
+fn wrong_input_is_named_and_nothing_is_written() {
+    let place = Place::new();
+    let model = golden("tiny-a.pth");
+    place.write("empty.txt", "");
+    place.write("bytes.txt", b"text\xff\xfe");
+    place.write("short.txt", "abc");
+    place.write("recipe.json", r#"{"task": "text", "stepz": 5}"#);
+    place.write("vocabulary.txt", "this is no vocabulary\n");
+    let bytes = std::fs::read(&model).unwrap();
+    place.write("cut.pth", &bytes[..bytes.len() / 2]);
+    place.write("noise.pth", [7_u8; 1000]);
+    std::fs::create_dir(place.path("busy")).unwrap();
+    place.write("busy/something", "");
+
+    let text = |data: &'static str| train(&["--recipe", "text", "--data", data]);
+    place.fails(
+        &train(&["--recipe", "revers"]),
+        &["revers", "shakespeare-char"],
+    );
+    place.fails(
+        &train(&["--recipe", "recipe.json"]),
+        &["recipe.json", "stepz"],
+    );
+    place.fails(
+        &train(&["--set", "learning_rate.top=1"]),
+        &["learning_rate.top", "learning_rate.peak"],
+    );
+    place.fails(&train(&["--set", "steps=0"]), &["`steps` is 0"]);
+    place.fails(
+        &train(&["--set", "model.head_size=7"]),
+        &["n_embd", "multiple of head_size = 7"],
+    );
+    place.fails(&train(&["--out", "busy"]), &["busy", "another run"]);
+    place.fails(&train(&["--resume"]), &["no run to resume"]);
+    place.fails(&train(&["--recipe", "text"]), &["--data"]);
+    place.fails(&text("nowhere.txt"), &["nowhere.txt"]);
+    place.fails(&text("short.txt"), &["tokens, too few"]);
+    place.fails(
+        &train(&[
+            "--recipe",
+            "text",
+            "--data",
+            "short.txt",
+            "--tokenizer",
+            "vocabulary.txt",
+        ]),
+        &["vocabulary.txt, line 1"],
+    );
+    place.fails(
+        &train(&["--device", "gpu"]),
+        &["unknown device `gpu`", "vulkan"],
+    );
+    place.fails(&train(&["--device", "flex:1"]), &["flex:1"]);
+    #[cfg(not(feature = "rocm"))]
+    place.fails(
+        &train(&["--device", "rocm"]),
+        &["not compiled in", "--features rocm"],
+    );
+
+    place.fails(
+        &["inspect", "cut.pth"],
+        &["cut.pth", "damaged or incomplete"],
+    );
+    place.fails(&["inspect", "noise.pth"], &["noise.pth"]);
+    place.fails(
+        &["inspect", "nowhere.pth"],
+        &["nowhere.pth", "no such file"],
+    );
+    place.fails(&["convert", "cut.pth", "out.safetensors"], &["cut.pth"]);
+    place.fails(
+        &["logits", "--model", &model, "--tokens", "5,60,61"],
+        &["token id 61 at position 2", "vocabulary of 61"],
+    );
+    place.fails(
+        &["generate", "--model", &model, "--prompt", "a"],
+        &["--tokenizer"],
+    );
+    place.fails(
+        &[
+            "generate",
+            "--model",
+            &model,
+            "--tokenizer",
+            "byte",
+            "--prompt",
+            "a",
+        ],
+        &["ids up to 255", "below 61"],
+    );
+    place.fails(
+        &[
+            "generate",
+            "--model",
+            &model,
+            "--tokenizer",
+            "byte",
+            "--top-p",
+            "2",
+        ],
+        &["top_p is 2"],
+    );
+    place.fails(
+        &[
+            "eval",
+            "--model",
+            &model,
+            "--data",
+            "short.txt",
+            "--context",
+            "0",
+        ],
+        &["--context"],
+    );
+}
+
+#[test]
+fn text_that_is_no_text_is_refused() {
+    let place = Place::new();
+    place.write("empty.txt", "");
+    place.write("bytes.txt", b"text\xff\xfe");
+    place.write("line.jsonl", "{\"text\": \"a\"}\n{\"txt\": \"b\"}\n");
+    for (file, parts) in [
+        ("empty.txt", ["empty.txt", "empty"]),
+        ("bytes.txt", ["bytes.txt", "byte 4 is not UTF-8"]),
+        ("line.jsonl", ["line.jsonl, line 2", "no text under `text`"]),
+    ] {
+        place.fails(&train(&["--recipe", "text", "--data", file]), &parts);
+    }
+}
+
+/// On a file system with no room left, the old file stays and no part of the new one.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_leaves_the_old_file() {
+    let place = Place::new();
+    let disk = place.path("disk");
+    std::fs::create_dir(&disk).unwrap();
+    let mount = Command::new("mount")
+        .args(["-t", "tmpfs", "-o", "size=64k", "tmpfs"])
+        .arg(&disk)
+        .output();
+    if !mount.is_ok_and(|output| output.status.success()) {
+        eprintln!("skipped: mounting a small file system needs root");
+        return;
+    }
+    place.write("disk/out.safetensors", "the old file");
+    let model = golden("tiny-a.pth");
+    place.fails(
+        &["convert", &model, "disk/out.safetensors"],
+        &["out.safetensors", "cannot be written", "No space"],
+    );
+    let train = place.run(&train(&["--set", "steps=5", "--out", "disk/run"]));
+    let kept = std::fs::read(disk.join("out.safetensors")).unwrap();
+    let half_written = place
+        .files()
+        .iter()
+        .any(|f| f.ends_with("run/model.safetensors"));
+    assert!(
+        Command::new("umount")
+            .arg(&disk)
+            .status()
+            .unwrap()
+            .success()
+    );
+    assert_eq!(kept, b"the old file");
+    assert!(!train.status.success() && !half_written);
+}

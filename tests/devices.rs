@@ -1,0 +1,108 @@
+//! The same model on two devices: a GPU's logits, states and gradients are the CPU's.
+#![cfg(all(
+    feature = "flex",
+    any(
+        feature = "wgpu",
+        feature = "vulkan",
+        feature = "cuda",
+        feature = "rocm",
+        feature = "metal"
+    )
+))]
+#![allow(clippy::unwrap_used)]
+
+use std::path::Path;
+
+use burn::{
+    module::Module,
+    tensor::{Device, Int, Tensor, TensorData},
+};
+use rwkv7_core::{checkpoint, loss};
+
+/// The GPU named by BURN_DEVICE, or the best one compiled in. None there is an error: a test that skips tests nothing.
+fn gpu() -> Device {
+    let device = Device::default();
+    assert_ne!(
+        device,
+        Device::flex(),
+        "no GPU; set BURN_DEVICE, as in BURN_DEVICE=vulkan"
+    );
+    device
+}
+
+/// Largest difference in units of the expected values' standard deviation.
+fn difference(found: &[f32], expected: &[f32]) -> f32 {
+    assert_eq!(found.len(), expected.len());
+    let n = expected.len() as f32;
+    let mean = expected.iter().sum::<f32>() / n;
+    let std = (expected.iter().map(|x| (x - mean).powi(2)).sum::<f32>() / n).sqrt();
+    let largest = found
+        .iter()
+        .zip(expected)
+        .map(|(a, b)| (a - b).abs())
+        .fold(0.0, f32::max);
+    assert!(largest.is_finite());
+    largest / std
+}
+
+fn values<const D: usize>(x: Tensor<D>) -> Vec<f32> {
+    x.into_data().try_to_vec().unwrap()
+}
+
+const TOKENS: [i32; 37] = [
+    3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9, 3, 2, 3, 8, 4, 6, 2, 6, 4, 3, 3, 8, 3, 2, 7, 9, 5,
+    0, 2, 8, 8, 4,
+];
+
+/// Logits of the whole sequence and token by token, and the gradient of the embedding.
+fn results(name: &str, device: &Device) -> [Vec<f32>; 3] {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../tests/golden")
+        .join(name);
+    let row = |device: &Device| -> Tensor<2, Int> {
+        Tensor::from_data(TensorData::new(TOKENS.to_vec(), [1, TOKENS.len()]), device)
+    };
+    let (_, model) = checkpoint::load(&path, device).unwrap();
+    let (logits, _) = model.forward(row(device), None);
+
+    let mut state = model.zero_state(1, device);
+    let mut stepped = Vec::new();
+    for token in TOKENS {
+        let (logits, next) = model.step(Tensor::from_data([token], device), state);
+        stepped.extend(values(logits));
+        state = next;
+    }
+
+    let training = device.clone().autodiff();
+    let model = model.train();
+    let (out, _) = model.forward(row(&training), None);
+    let grads = loss::cross_entropy(out, row(&training), None).backward();
+    let gradient = model.emb.weight.val().grad(&grads).unwrap();
+    [values(logits), stepped, values(gradient)]
+}
+
+#[test]
+fn the_gpu_agrees_with_the_cpu() {
+    for name in ["tiny-a.pth", "tiny-b.pth", "tiny-c.pth"] {
+        let expected = results(name, &Device::flex());
+        let found = results(name, &gpu());
+        for (what, (found, expected)) in ["forward", "step", "gradient"]
+            .iter()
+            .zip(found.iter().zip(&expected))
+        {
+            let d = difference(found, expected);
+            assert!(d < 1e-4, "{name}, {what}: {d:e} standard deviations");
+        }
+    }
+}
+
+/// The comparison again in a process where fusion may not fuse anything.
+#[test]
+fn the_gpu_agrees_with_the_cpu_without_fusion() {
+    let status = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "the_gpu_agrees_with_the_cpu"])
+        .env("BURN_FUSION_MAX_EXPLORATIONS", "0")
+        .status()
+        .unwrap();
+    assert!(status.success());
+}
