@@ -21,3 +21,13 @@ mod model;
 pub use config::Rwkv7Config;
 pub use model::{Rwkv7, Rwkv7Lm};
 pub use state::State;
+
+/// The code in the README and the book compiles.
+#[cfg(doctest)]
+mod documents {
+    #[doc = include_str!("../../../README.md")]
+    struct Readme;
+
+    #[doc = include_str!("../../../docs/src/library.md")]
+    struct Library;
+}

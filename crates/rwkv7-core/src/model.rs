@@ -86,7 +86,7 @@ impl<M: SecondHalf> Rwkv7<M> {
         tokens: Tensor<2, Int>,
         state: Option<State<M::State>>,
     ) -> (Tensor<3>, State<M::State>) {
-        self.run(tokens, &Span::Full, state)
+        self.run(tokens, &Span::full(), state)
     }
 
     /// [`forward`](Self::forward) for rows of different lengths, padded at the end with any valid token.
@@ -126,7 +126,7 @@ impl<M: SecondHalf> Rwkv7<M> {
         tokens: Tensor<2, Int>,
         state: Option<State<M::State>>,
     ) -> (Tensor<2>, State<M::State>) {
-        let (x, state) = self.hidden(tokens, &Span::Full, state);
+        let (x, state) = self.hidden(tokens, &Span::full(), state);
         let time = x.dims()[1];
         (self.logits(x.narrow(1, time - 1, 1)).squeeze_dim(1), state)
     }

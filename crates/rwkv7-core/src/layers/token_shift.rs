@@ -2,21 +2,27 @@
 
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 
-/// How much of each row of a batch is real.
+/// How much of each row of a batch is real: all of it, or its first positions, the rest being padding, which must not
+/// change anyone's result.
 #[derive(Clone, Debug)]
-pub enum Span {
-    /// Every position of every row.
-    Full,
-    /// The first positions only; the rest is padding, which must not change anyone's result.
-    Ragged {
-        /// True at padding, `[batch, time, 1]`.
-        padding: Tensor<3, Bool>,
-        /// Number of real tokens, `[batch, 1, 1]`.
-        lengths: Tensor<3, Int>,
-    },
+pub struct Span {
+    ragged: Option<Ragged>,
+}
+
+#[derive(Clone, Debug)]
+struct Ragged {
+    /// True at padding, `[batch, time, 1]`.
+    padding: Tensor<3, Bool>,
+    /// Number of real tokens, `[batch, 1, 1]`.
+    lengths: Tensor<3, Int>,
 }
 
 impl Span {
+    /// Every position of every row.
+    pub fn full() -> Self {
+        Self { ragged: None }
+    }
+
     /// The span of rows with these numbers of real tokens, padded to `time`.
     ///
     /// # Panics
@@ -27,7 +33,7 @@ impl Span {
             panic!("a row of {long} tokens in a batch padded to {time}");
         }
         if lengths.iter().all(|&l| l == time) {
-            return Self::Full;
+            return Self::full();
         }
         let batch = lengths.len();
         let padding: Vec<bool> = lengths
@@ -35,17 +41,19 @@ impl Span {
             .flat_map(|&l| (0..time).map(move |t| t >= l))
             .collect();
         let lengths: Vec<i32> = lengths.iter().map(|&l| l as i32).collect();
-        Self::Ragged {
-            padding: Tensor::from_data(TensorData::new(padding, [batch, time, 1]), device),
-            lengths: Tensor::from_data(TensorData::new(lengths, [batch, 1, 1]), device),
+        Self {
+            ragged: Some(Ragged {
+                padding: Tensor::from_data(TensorData::new(padding, [batch, time, 1]), device),
+                lengths: Tensor::from_data(TensorData::new(lengths, [batch, 1, 1]), device),
+            }),
         }
     }
 
     /// Sets padding to zero in `x [batch, time, width]`.
     pub fn clear_padding(&self, x: Tensor<3>) -> Tensor<3> {
-        match self {
-            Self::Full => x,
-            Self::Ragged { padding, .. } => {
+        match &self.ragged {
+            None => x,
+            Some(Ragged { padding, .. }) => {
                 let dims = x.dims();
                 x.mask_fill(padding.clone().expand(dims), 0.0)
             }
@@ -60,9 +68,9 @@ pub fn token_shift(h: &Tensor<3>, last: Tensor<2>, span: &Span) -> (Tensor<3>, T
     let [batch, time, width] = h.dims();
     let dtype = h.dtype();
     let last = last.cast(dtype).unsqueeze_dim::<3>(1);
-    let new_last = match span {
-        Span::Full => h.clone().narrow(1, time - 1, 1),
-        Span::Ragged { lengths, .. } => {
+    let new_last = match &span.ragged {
+        None => h.clone().narrow(1, time - 1, 1),
+        Some(Ragged { lengths, .. }) => {
             // Row 0 is the carried token: an empty row keeps it.
             let all = Tensor::cat(vec![last.clone(), h.clone()], 1);
             all.gather(1, lengths.clone().expand([batch, 1, width]))

@@ -58,18 +58,22 @@ pub fn wkv7(input: Wkv7Input, s0: Tensor<4>, chunk: usize) -> (Tensor<4>, Tensor
     let [r, g, k, v, a, b] = [input.r, input.log_w, input.k, input.v, input.a, input.b].map(fold);
 
     let inclusive = g.clone().cumsum(3);
-    let exclusive = inclusive.clone() - g;
     let total = inclusive.clone().narrow(3, chunk - 1, 1); // [batch, heads, chunks, 1, key]
     let middle = inclusive.clone().narrow(3, chunk / 2 - 1, 1);
-    let shrink = (inclusive.clone() - middle.clone()).exp();
-    let shrink_before = (exclusive.clone() - middle.clone()).exp();
-    let stretch = (middle - inclusive.clone()).exp();
-    let to_end = (total.clone() - inclusive.clone()).exp();
+    let relative = inclusive - middle.clone();
+    // Everything is scaled relative to mid-chunk; these lead from the chunk's start there, and from there to its end.
+    let enter = middle.clone().exp();
+    let leave = (total.clone() - middle).exp();
+    let r = r * relative.clone().exp();
+    let a = a * (relative.clone() - g).exp();
+    let stretch = relative.neg().exp();
+    let k = k * stretch.clone();
+    let b = b * stretch;
 
-    let keys = Tensor::cat(vec![k.clone() * stretch.clone(), b.clone() * stretch], 3).transpose();
     // Columns 0..chunk meet the keys k, columns chunk..2 chunk the keys b.
-    let with_r = (r.clone() * shrink).matmul(keys.clone());
-    let with_a = (a.clone() * shrink_before).matmul(keys);
+    let keys = Tensor::cat(vec![k.clone(), b.clone()], 3).transpose();
+    let with_r = r.clone().matmul(keys.clone());
+    let with_a = a.clone().matmul(keys);
     let future = later_tokens(chunk, 0, &device);
     let not_past = later_tokens(chunk, -1, &device);
     let select = |scores: &Tensor<5>, half: usize, mask: &Tensor<5, Bool>| {
@@ -86,16 +90,15 @@ pub fn wkv7(input: Wkv7Input, s0: Tensor<4>, chunk: usize) -> (Tensor<4>, Tensor
 
     // SA = reads S0ᵀ + writes
     let solve = inverse_of_unit_lower(ab);
-    let reads = solve.clone().matmul(a * exclusive.exp());
+    let reads = solve.clone().matmul(a) * enter.clone();
     let writes = solve.matmul(ak.matmul(v.clone()));
 
-    let b_end = b * to_end.clone();
-    let k_end = k * to_end;
     let identity = Tensor::<2>::eye(key, &device)
         .cast(dtype)
         .reshape([1, 1, 1, key, key]);
-    let transition = identity * total.exp() + reads.clone().transpose().matmul(b_end.clone());
-    let update = v.clone().transpose().matmul(k_end) + writes.clone().transpose().matmul(b_end);
+    let transition =
+        identity * total.exp() + reads.clone().transpose().matmul(b.clone()) * leave.clone();
+    let update = (v.clone().transpose().matmul(k) + writes.clone().transpose().matmul(b)) * leave;
 
     let mut state = s0.unsqueeze_dim::<5>(2); // [batch, heads, 1, value, key]
     let mut starts = Vec::with_capacity(chunks);
@@ -104,10 +107,10 @@ pub fn wkv7(input: Wkv7Input, s0: Tensor<4>, chunk: usize) -> (Tensor<4>, Tensor
             + update.clone().narrow(2, c, 1);
         starts.push(std::mem::replace(&mut state, next));
     }
-    let starts = Tensor::cat(starts, 2).transpose(); // [batch, heads, chunks, key, value]
+    let starts = Tensor::cat(starts, 2); // [batch, heads, chunks, value, key]
 
-    let sa = reads.matmul(starts.clone()) + writes;
-    let y = (r * inclusive.exp()).matmul(starts) + rk.matmul(v) + rb.matmul(sa);
+    let sa = reads.matmul(starts.clone().transpose()) + writes;
+    let y = r.matmul((starts * enter).transpose()) + rk.matmul(v) + rb.matmul(sa);
     let y = y
         .permute([0, 2, 3, 1, 4])
         .reshape([batch, chunks * chunk, heads, value]);
