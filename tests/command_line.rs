@@ -400,8 +400,8 @@ fn wrong_input_is_named_and_nothing_is_written() {
     );
     place.fails(&["convert", "cut.pth", "out.safetensors"], &["cut.pth"]);
     place.fails(
-        &["logits", "--model", &model, "--tokens", "5,60,61"],
-        &["token id 61 at position 2", "vocabulary of 61"],
+        &["logits", "--model", &model, "--tokens", "5,52,53"],
+        &["token id 53 at position 2", "vocabulary of 53"],
     );
     place.fails(
         &["generate", "--model", &model, "--prompt", "a"],
@@ -417,7 +417,7 @@ fn wrong_input_is_named_and_nothing_is_written() {
             "--prompt",
             "a",
         ],
-        &["ids up to 255", "below 61"],
+        &["ids up to 255", "below 53"],
     );
     place.fails(
         &[

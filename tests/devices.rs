@@ -25,7 +25,7 @@ fn gpu() -> Device {
     assert_ne!(
         device,
         Device::flex(),
-        "no GPU; set BURN_DEVICE, as in BURN_DEVICE=vulkan"
+        "no GPU; set BURN_DEVICE, as in BURN_DEVICE=wgpu"
     );
     device
 }

@@ -1,162 +1,226 @@
-"""Makes the golden files of this folder: three small random RWKV-7 checkpoints and what the PyPI package `rwkv`
-computes with them in fp32.
+"""Makes the golden RWKV-7 checkpoints and their expected outputs.
+
+For each model in MODELS this script writes, beside itself or into the folder given as its argument,
+
+    NAME.pth                   random weights under the official names, as torch.save writes them
+    NAME.golden.safetensors    what the PyPI package `rwkv` computes from them on the CPU in float32
+
+and before writing checks that
+  * the package gives the same logits and state for the whole sequence and token by token,
+  * the float64 oracle below, written from the formulas and not from the package, agrees with it,
+  * every stored tensor shows in the logits, so that a loader that misplaces one cannot pass.
+
+Run with Python 3.11 and the versions of requirements.txt; a run takes seconds and is deterministic:
 
     pip install -r requirements.txt
     python make_goldens.py
 
-For each model NAME:
-
-  NAME.pth                 the checkpoint, official names, as torch.save writes it
-  NAME.golden.safetensors  tokens [T] (int64), logits [T, V], and the state after the last token per layer:
-                           state.{l}.att.shift [C], state.{l}.att.wkv [H, value, key], state.{l}.ffn.shift [C]
-
-The three differ in depth, width, head size and low-rank widths; one is stored in bfloat16. Every parameter is random and
-away from special values, so that a formula left out or a matrix transposed shows in the logits. Before writing, the
-script checks the package against itself (whole sequence against token by token) and against the formulas below, written
-for float64 from the paper (arXiv 2503.14456).
+README.md describes the files.
 """
 
+import json
 import os
+import sys
+from collections import OrderedDict
+from pathlib import Path
 
-os.environ["RWKV_V7_ON"] = "1"
-os.environ["RWKV_JIT_ON"] = "0"
-os.environ["RWKV_CUDA_ON"] = "0"
+os.environ.update(RWKV_V7_ON="1", RWKV_JIT_ON="0", RWKV_CUDA_ON="0")
 
+import numpy as np
 import torch
+from rwkv.model import RWKV
 from safetensors.torch import save_file
 
-HERE = os.path.dirname(os.path.abspath(__file__))
-
-# name: layers, width, head size, ranks of decay, in-context rate, value, gate; vocabulary, stored dtype, seed
+# Ranks differ from each other and from the width, so that no mix-up of axes keeps a shape legal.
 MODELS = {
-    "tiny-a": (2, 64, 64, 8, 12, 20, 24, 61, torch.float32, 1),
-    "tiny-b": (4, 32, 16, 7, 5, 9, 11, 53, torch.float32, 2),
-    "tiny-c": (3, 96, 32, 10, 14, 6, 18, 71, torch.bfloat16, 3),
+    "tiny-a": dict(seed=1, vocab_size=53, n_layer=2, n_embd=64, head_size=64, ffn_size=80,
+                   decay_rank=9, in_context_rank=5, value_rank=7, gate_rank=11),
+    "tiny-b": dict(seed=2, vocab_size=61, n_layer=4, n_embd=32, head_size=16, ffn_size=128,
+                   decay_rank=6, in_context_rank=10, value_rank=4, gate_rank=14),
+    "tiny-c": dict(seed=3, vocab_size=97, n_layer=2, n_embd=64, head_size=32, ffn_size=256,
+                   decay_rank=12, in_context_rank=8, value_rank=20, gate_rank=24),
 }
 LENGTH = 41
+LAYER_NORM_EPS = 1e-5
+GROUP_NORM_EPS = 64e-5
 
 
-def checkpoint(layers, width, head, dw, da, dv, dg, vocab, dtype, seed):
-    rng = torch.Generator().manual_seed(seed)
-    normal = lambda *shape: torch.randn(*shape, generator=rng)
-    uniform = lambda low, high, *shape: low + (high - low) * torch.rand(*shape, generator=rng)
-    heads = width // head
-    z = {"emb.weight": normal(vocab, width)}
+def random_weights(m, rng):
+    """Draws a state dict in file order. Nothing is zero, and every tensor is large enough to matter."""
+    C, N, F = m["n_embd"], m["head_size"], m["ffn_size"]
+    normal = lambda shape, std, mean=0.0: mean + std * rng.standard_normal(shape)
+    vector = lambda std, mean: normal((1, 1, C), std, mean)
+    linear = lambda out, inp, gain: normal((out, inp), gain / np.sqrt(inp))
+    z = OrderedDict()
 
     def norm(name):
-        z[name + ".weight"] = 1 + 0.3 * normal(width)
-        z[name + ".bias"] = 0.2 * normal(width)
+        z[name + ".weight"] = normal(C, 0.2, 1.0)
+        z[name + ".bias"] = normal(C, 0.2)
 
-    for l in range(layers):
-        b = f"blocks.{l}."
+    # Small enough for the epsilon of ln0 to show.
+    z["emb.weight"] = normal((m["vocab_size"], C), 0.02)
+    for l in range(m["n_layer"]):
+        block, att, ffn = f"blocks.{l}.", f"blocks.{l}.att.", f"blocks.{l}.ffn."
         if l == 0:
-            norm(b + "ln0")
-        norm(b + "ln1")
-        norm(b + "ln2")
-        a = b + "att."
+            norm(block + "ln0")
+        norm(block + "ln1")
+        norm(block + "ln2")
         for mix in "rwkvag":
-            z[a + "x_" + mix] = uniform(0, 1, 1, 1, width)
-        for name, rank in (("w", dw), ("a", da), ("v", dv), ("g", dg)):
-            z[a + name + "1"] = normal(width, rank) / width**0.5
-            z[a + name + "2"] = normal(rank, width) / rank**0.5
-        z[a + "w0"] = uniform(-6, 1, 1, 1, width)
-        z[a + "a0"] = normal(1, 1, width)
-        z[a + "v0"] = normal(1, 1, width)
-        z[a + "k_k"] = 0.7 + 0.3 * normal(1, 1, width)
-        z[a + "k_a"] = 1 + 0.3 * normal(1, 1, width)
-        z[a + "r_k"] = 0.3 * normal(heads, head)
-        for name in ("receptance", "key", "value", "output"):
-            z[a + name + ".weight"] = normal(width, width) / width**0.5
-        norm(a + "ln_x")
-        f = b + "ffn."
-        z[f + "x_k"] = uniform(0, 1, 1, 1, width)
-        z[f + "key.weight"] = normal(4 * width, width) / width**0.5
-        z[f + "value.weight"] = normal(width, 4 * width) / (4 * width) ** 0.5
+            z[att + "x_" + mix] = rng.uniform(0.05, 0.95, (1, 1, C))
+        z[att + "w0"] = rng.uniform(-8, 3, (1, 1, C))
+        z[att + "a0"] = vector(0.5, -0.2)
+        z[att + "v0"] = vector(0.5, 0.3)
+        for lora, rank, gain in (("w", "decay_rank", 1.5), ("a", "in_context_rank", 1.0),
+                                 ("v", "value_rank", 1.0), ("g", "gate_rank", 2.0)):
+            z[att + lora + "1"] = normal((C, m[rank]), 1 / np.sqrt(C))
+            z[att + lora + "2"] = normal((m[rank], C), gain / np.sqrt(m[rank]))
+        z[att + "k_k"] = vector(0.2, 0.7)
+        z[att + "k_a"] = vector(0.2, 1.0)
+        z[att + "r_k"] = normal((C // N, N), 1 / np.sqrt(N))
+        z[att + "receptance.weight"] = linear(C, C, 1.0)
+        z[att + "key.weight"] = linear(C, C, 1.0)
+        # Small values keep the variance inside a head near the epsilon of the group norm.
+        z[att + "value.weight"] = linear(C, C, 0.1)
+        z[att + "output.weight"] = linear(C, C, 0.5)
+        norm(att + "ln_x")
+        z[ffn + "x_k"] = rng.uniform(0.05, 0.95, (1, 1, C))
+        z[ffn + "key.weight"] = linear(F, C, 1.0)
+        z[ffn + "value.weight"] = linear(C, F, 0.5)
     norm("ln_out")
-    z["head.weight"] = normal(vocab, width) / width**0.5
-    return {name: value.to(dtype) for name, value in z.items()}
+    z["head.weight"] = linear(m["vocab_size"], C, 1.0)
+    return OrderedDict((name, torch.from_numpy(value).float()) for name, value in z.items())
 
 
-def formulas(z, tokens, layers, head):
-    """Logits [T, V] in float64, one token after another."""
-    z = {name: value.double().squeeze() for name, value in z.items()}
-    width = z["emb.weight"].shape[1]
-    heads = width // head
-    layer_norm = lambda x, n: torch.nn.functional.layer_norm(x, (width,), z[n + ".weight"], z[n + ".bias"], 1e-5)
-    zeros = lambda *shape: torch.zeros(*shape, dtype=torch.float64)
-    att_last = [zeros(width) for _ in range(layers)]
-    ffn_last = [zeros(width) for _ in range(layers)]
-    states = [zeros(heads, head, head) for _ in range(layers)]
-    sigmoid = torch.sigmoid
-    out = []
+def container(name, z):
+    """Gives each model one of the forms in which state dicts are found in files."""
+    if name == "tiny-a":
+        # Views: vectors at an offset into a common storage, a matrix with swapped strides.
+        for l in range(MODELS[name]["n_layer"]):
+            names = [f"blocks.{l}.att.x_{mix}" for mix in "rwkvag"]
+            z.update(zip(names, torch.stack([z[k] for k in names])))
+            key = f"blocks.{l}.att.key.weight"
+            z[key] = z[key].t().contiguous().t()
+    elif name == "tiny-b":
+        # As `Module.state_dict` returns it, without the value residual that layer 0 never uses.
+        z = OrderedDict((k, v) for k, v in z.items() if k[:-1] != "blocks.0.att.v")
+        z._metadata = OrderedDict({"": {"version": 1}})
+    else:
+        # A plain dict in bfloat16, as released models are.
+        z = {k: v.bfloat16() for k, v in z.items()}
+    return z
+
+
+def run_package(path, tokens):
+    """Logits [T, V] and the state of the package, for the sequence at once; checks steps against it."""
+    model = RWKV(model=str(path.with_suffix("")), strategy="cpu fp32")
+    logits, state = model.forward(tokens, None, full_output=True)
+    logits, state = logits.clone(), [s.clone() for s in state]
+    step_logits, step_state = [], None
     for token in tokens:
-        x = layer_norm(z["emb.weight"][token], "blocks.0.ln0")
-        v_first = None
-        for l in range(layers):
-            b, a = f"blocks.{l}.", f"blocks.{l}.att."
-            h = layer_norm(x, b + "ln1")
-            mixed = {m: h + (att_last[l] - h) * z[a + "x_" + m] for m in "rwkvag"}
-            att_last[l] = h
-            r = z[a + "receptance.weight"] @ mixed["r"]
-            k = z[a + "key.weight"] @ mixed["k"]
-            v = z[a + "value.weight"] @ mixed["v"]
-            w = torch.exp(-(torch.e**-0.5) * sigmoid(z[a + "w0"] + torch.tanh(mixed["w"] @ z[a + "w1"]) @ z[a + "w2"]))
-            rate = sigmoid(z[a + "a0"] + mixed["a"] @ z[a + "a1"] @ z[a + "a2"])
-            gate = sigmoid(mixed["g"] @ z[a + "g1"]) @ z[a + "g2"]
+        out, step_state = model.forward(token, step_state)
+        step_logits.append(out.clone())
+    step_logits = torch.stack(step_logits)
+    gap = ((step_logits - logits).abs().max() / logits.std()).item()
+    state_gap = max(((a - b).abs().max() / b.std()).item() for a, b in zip(step_state, state))
+    print(f"steps against sequence: logits {gap:.1e}, state {state_gap:.1e} of their standard deviation")
+    assert gap < 1e-5 and state_gap < 1e-5
+    return logits, state
+
+
+def oracle(z, m, tokens):
+    """The model in float64, one token and one head at a time. Returns logits and [shift, wkv, shift] per layer."""
+    z = {k: v.double().numpy().squeeze() for k, v in z.items()}
+    C, N, L = m["n_embd"], m["head_size"], m["n_layer"]
+    heads = [slice(h, h + N) for h in range(0, C, N)]
+    sigmoid = lambda x: 1 / (1 + np.exp(-x))
+    standardise = lambda x, eps: (x - x.mean()) / np.sqrt(x.var() + eps)
+    norm = lambda x, name: standardise(x, LAYER_NORM_EPS) * z[name + ".weight"] + z[name + ".bias"]
+    state = [np.zeros(shape) for _ in range(L) for shape in (C, (len(heads), N, N), C)]
+    logits = []
+    for token in tokens:
+        x = norm(z["emb.weight"][token], "blocks.0.ln0")
+        for l in range(L):
+            p = {k.split(".", 3)[3]: v for k, v in z.items() if k.startswith(f"blocks.{l}.att.")}
+            h = norm(x, f"blocks.{l}.ln1")
+            mixed = {c: h + (state[3 * l] - h) * p["x_" + c] for c in "rwkvag"}
+            state[3 * l] = h
+            r = p["receptance.weight"] @ mixed["r"]
+            k = p["key.weight"] @ mixed["k"]
+            v = p["value.weight"] @ mixed["v"]
+            w = np.exp(-np.exp(-0.5) * sigmoid(p["w0"] + np.tanh(mixed["w"] @ p["w1"]) @ p["w2"]))
+            a = sigmoid(p["a0"] + mixed["a"] @ p["a1"] @ p["a2"])
+            g = sigmoid(mixed["g"] @ p["g1"]) @ p["g2"]
             if l == 0:
                 v_first = v
             else:
-                v = v + (v_first - v) * sigmoid(z[a + "v0"] + mixed["v"] @ z[a + "v1"] @ z[a + "v2"])
-            kk = (k * z[a + "k_k"]).view(heads, head)
-            kk = kk / kk.norm(dim=1, keepdim=True)
-            k = k * (1 + (rate - 1) * z[a + "k_a"])
-            r, w, k, v, rate = (t.view(heads, head) for t in (r, w, k, v, rate))
-            s = states[l]
-            removed = torch.einsum("hij,hj->hi", s, -kk)
-            s = s * w[:, None, :] + removed[:, :, None] * (kk * rate)[:, None, :] + v[:, :, None] * k[:, None, :]
-            states[l] = s
-            y = torch.einsum("hij,hj->hi", s, r).reshape(1, width)
-            y = torch.nn.functional.group_norm(y, heads, z[a + "ln_x.weight"], z[a + "ln_x.bias"], 64e-5)[0]
-            y = y + ((r * k * z[a + "r_k"].view(heads, head)).sum(1, keepdim=True) * v).reshape(width)
-            x = x + z[a + "output.weight"] @ (y * gate)
-            h = layer_norm(x, b + "ln2")
-            mixed = h + (ffn_last[l] - h) * z[b + "ffn.x_k"]
-            ffn_last[l] = h
-            x = x + z[b + "ffn.value.weight"] @ torch.relu(z[b + "ffn.key.weight"] @ mixed) ** 2
-        out.append(z["head.weight"] @ layer_norm(x, "ln_out"))
-    return torch.stack(out)
+                v = v + (v_first - v) * sigmoid(p["v0"] + mixed["v"] @ p["v1"] @ p["v2"])
+            removal = k * p["k_k"]
+            k = k * (1 + (a - 1) * p["k_a"])
+            y = np.zeros(C)
+            for i, s in enumerate(heads):
+                kappa = removal[s] / max(np.linalg.norm(removal[s]), 1e-12)
+                S = state[3 * l + 1][i]  # [value, key]
+                S = S * w[s] - np.outer(S @ kappa, kappa * a[s]) + np.outer(v[s], k[s])
+                state[3 * l + 1][i] = S
+                y[s] = standardise(S @ r[s], GROUP_NORM_EPS) * p["ln_x.weight"][s] + p["ln_x.bias"][s]
+                y[s] += (r[s] * k[s] * p["r_k"].reshape(-1)[s]).sum() * v[s]
+            x = x + p["output.weight"] @ (y * g)
+            h = norm(x, f"blocks.{l}.ln2")
+            mixed_k = h + (state[3 * l + 2] - h) * z[f"blocks.{l}.ffn.x_k"]
+            state[3 * l + 2] = h
+            hidden = np.maximum(z[f"blocks.{l}.ffn.key.weight"] @ mixed_k, 0) ** 2
+            x = x + z[f"blocks.{l}.ffn.value.weight"] @ hidden
+        logits.append(z["head.weight"] @ norm(x, "ln_out"))
+    return np.array(logits), state
 
 
-def main():
-    from rwkv.model import RWKV
-
-    for name, spec in MODELS.items():
-        layers, width, head, *_, vocab, dtype, seed = spec
-        z = checkpoint(*spec)
-        path = os.path.join(HERE, name)
-        torch.save(z, path + ".pth")
-        tokens = torch.randint(vocab, (LENGTH,), generator=torch.Generator().manual_seed(100 + seed)).tolist()
-
-        model = RWKV(model=path, strategy="cpu fp32")
-        with torch.no_grad():
-            logits, state = model.forward(tokens, None, full_output=True)
-            stepped, running = [], None
-            for token in tokens:
-                one, running = model.forward([token], running)
-                stepped.append(one)
-            stepped = torch.stack(stepped)
-            expected = formulas(z, tokens, layers, head)
-        std = expected.std().item()
-        for what, found in (("whole sequence", logits), ("token by token", stepped)):
-            difference = (found.double() - expected).abs().max().item() / std
-            print(f"{name}, {what}: differs from the formulas by {difference:.2e} of the logits' standard deviation")
-            assert difference < 1e-4
-        golden = {"tokens": torch.tensor(tokens), "logits": logits.float().contiguous()}
-        for l in range(layers):
-            golden[f"state.{l}.att.shift"] = state[3 * l].float().contiguous()
-            golden[f"state.{l}.att.wkv"] = state[3 * l + 1].float().contiguous()
-            golden[f"state.{l}.ffn.shift"] = state[3 * l + 2].float().contiguous()
-        save_file(golden, path + ".golden.safetensors")
+def check_against_oracle(z, m, tokens, logits, state):
+    expected, expected_state = oracle(z, m, tokens)
+    gap = np.abs(logits.numpy() - expected).max() / expected.std()
+    state_gap = max(np.abs(a.numpy() - b).max() / b.std() for a, b in zip(state, expected_state))
+    print(f"package against float64: logits {gap:.1e}, state {state_gap:.1e} of their standard deviation")
+    assert gap < 1e-4 and state_gap < 1e-4
+    return expected
 
 
-main()
+def check_every_tensor_matters(z, m, tokens, expected):
+    """Shifts the entries of one tensor after the other by one place: the logits must move each time."""
+    moves = {}
+    for name, value in z.items():
+        if name[:-1] != "blocks.0.att.v":
+            moved, _ = oracle({**z, name: value.flatten().roll(1).view(value.shape)}, m, tokens)
+            moves[name] = np.abs(moved - expected).max() / expected.std()
+    name = min(moves, key=moves.get)
+    print(f"least visible tensor: {name}, {moves[name]:.1e} of the standard deviation of the logits")
+    assert moves[name] > 1e-2
+
+
+def make(name, m, folder):
+    m = dict(m)
+    rng = np.random.default_rng(m.pop("seed"))
+    z = container(name, random_weights(m, rng))
+    tokens = [0, m["vocab_size"] - 1] + rng.integers(m["vocab_size"], size=LENGTH - 2).tolist()
+    path = folder / f"{name}.pth"
+    torch.save(z, path)
+    logits, state = run_package(path, tokens)
+    print(f"standard deviation of the logits {logits.std():.3f}, of the wkv states",
+          " ".join(f"{s.std():.3f}" for s in state[1::3]))
+    expected = check_against_oracle(z, m, tokens, logits, state)
+    check_every_tensor_matters(z, m, tokens, expected)
+
+    golden = {"tokens": torch.tensor(tokens), "logits": logits}
+    for l in range(m["n_layer"]):
+        for part, value in zip(("att.shift", "att.wkv", "ffn.shift"), state[3 * l:]):
+            golden[f"state.{l}.{part}"] = value
+    config = {k: v for k, v in m.items() if k != "ffn_size"}
+    config.update(layer_norm_eps=LAYER_NORM_EPS, group_norm_eps=GROUP_NORM_EPS, embedding_norm=True,
+                  second_half={"ffn_size": m["ffn_size"]})
+    golden = {k: v.float().contiguous() if v.is_floating_point() else v for k, v in golden.items()}
+    save_file(golden, folder / f"{name}.golden.safetensors", metadata={"config": json.dumps(config)})
+
+
+if __name__ == "__main__":
+    target = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent
+    for model_name, model in MODELS.items():
+        print(f"--- {model_name}")
+        make(model_name, model, target)

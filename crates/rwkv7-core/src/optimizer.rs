@@ -67,3 +67,75 @@ pub fn matrices() -> ParamGroup {
 pub fn decay_bias() -> ParamGroup {
     ParamGroup::from_predicate(".att.w0")
 }
+
+#[cfg(test)]
+mod tests {
+    use burn::{
+        module::{ModuleVisitor, Param},
+        optim::GradientsParams,
+        tensor::{Device, Tensor},
+    };
+
+    use super::*;
+    use crate::{Rwkv7Config, Rwkv7Lm};
+
+    /// Gradients of zero, so that only weight decay changes a parameter.
+    fn zero_gradients(model: &Rwkv7Lm) -> GradientsParams {
+        struct Zeros(GradientsParams);
+        impl ModuleVisitor for Zeros {
+            fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+                self.0.register(param.id, param.val().inner().zeros_like());
+            }
+        }
+        let mut zeros = Zeros(GradientsParams::new());
+        burn::module::Module::visit(model, &mut zeros);
+        zeros.0
+    }
+
+    /// Path and sum of magnitudes of every parameter.
+    fn magnitudes(model: &Rwkv7Lm) -> Vec<(String, f32)> {
+        struct Sums(Vec<String>, Vec<(String, f32)>);
+        impl ModuleVisitor for Sums {
+            fn enter_module(&mut self, name: &str, _container: &str) {
+                self.0.push(name.to_string());
+            }
+            fn exit_module(&mut self, _name: &str, _container: &str) {
+                self.0.pop();
+            }
+            fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+                let sum = param.val().abs().sum().into_scalar::<f32>();
+                self.1.push((self.0.join("."), sum));
+            }
+        }
+        let mut sums = Sums(Vec::new(), Vec::new());
+        burn::module::Module::visit(model, &mut sums);
+        sums.1
+    }
+
+    #[test]
+    fn weight_decay_shrinks_the_matrices_and_nothing_else() {
+        let device = Device::default().autodiff();
+        let model = Rwkv7Config::new(19, 2, 64).init(&device, 0);
+        let before = magnitudes(&model);
+        let grads = zero_gradients(&model);
+        let model = OptimizerConfig::default().init().step(0.1, model, grads);
+        let matrices = ["emb", "head", "receptance", "key", "value", "output"];
+        let mut shrunk = 0;
+        for ((name, before), (_, after)) in before.iter().zip(magnitudes(&model)) {
+            let matrix = name
+                .strip_suffix(".weight")
+                .is_some_and(|path| matrices.contains(&path.rsplit('.').next().unwrap_or(path)));
+            let expected = if matrix {
+                before * (1.0 - 0.1 * 0.1)
+            } else {
+                *before
+            };
+            assert!(
+                (after - expected).abs() <= 1e-4 * before,
+                "{name}: {before} became {after}"
+            );
+            shrunk += usize::from(matrix);
+        }
+        assert_eq!(shrunk, 2 + 2 * 6);
+    }
+}

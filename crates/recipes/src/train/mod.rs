@@ -222,9 +222,11 @@ pub fn train(
     };
     let parameters = trainee.num_params();
     eprintln!(
-        "{parameters} parameters, {} epochs of {} steps on {device:?}",
+        "{parameters} parameters, epochs {} to {} of {} steps, output in {}",
+        done + 1,
         recipe.epochs(),
-        recipe.steps_per_epoch
+        recipe.steps_per_epoch,
+        out.display()
     );
 
     let micro_steps = recipe.steps_per_epoch * recipe.accumulation;
@@ -468,4 +470,49 @@ fn write_json(path: &Path, json: &serde_json::Value) -> Result<(), TrainError> {
         path: path.to_path_buf(),
         source,
     })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use burn::module::ParamId;
+
+    use super::*;
+
+    /// Reference: `lr · (0.5 + f/2 + (0.5 - f/2) cos(π p))` after `lr · (0.01 + 0.99 step / warmup)`.
+    #[test]
+    fn the_schedule_is_the_official_one_and_the_decay_bias_gets_twice_that() {
+        let rate = LearningRate {
+            peak: 1e-3,
+            r#final: 1e-4,
+            warmup_steps: 10,
+        };
+        let mut schedule = schedule(&rate, 110).unwrap();
+        for step in 0..130_usize {
+            let current = schedule.step();
+            let progress = (step.saturating_sub(10) as f64 / 100.0).min(1.0);
+            let f = rate.r#final / rate.peak;
+            let cosine = 0.5 + f / 2.0 + (0.5 - f / 2.0) * (std::f64::consts::PI * progress).cos();
+            let warmup = if step < 10 {
+                0.01 + 0.99 * step as f64 / 10.0
+            } else {
+                1.0
+            };
+            let expected = rate.peak * cosine * warmup;
+            let close = |found: f64, expected: f64| {
+                assert!(
+                    (found - expected).abs() < 1e-12,
+                    "step {step}: {found}, {expected}"
+                )
+            };
+            close(
+                current.lr_from_param(ParamId::new(), Some("model.blocks.1.att.a0")),
+                expected,
+            );
+            close(
+                current.lr_from_param(ParamId::new(), Some("model.blocks.1.att.w0")),
+                2.0 * expected,
+            );
+        }
+    }
 }
