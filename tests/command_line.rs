@@ -142,12 +142,12 @@ fn a_trained_model_generates_evaluates_and_converts() {
     let line = std::fs::read_to_string(folder.join("metrics.jsonl")).unwrap();
     let line: serde_json::Value = serde_json::from_str(line.lines().nth(3).unwrap()).unwrap();
     for key in [
-        "Loss",
-        "Perplexity",
-        "Accuracy",
-        "Learning Rate",
-        "Gradient norm",
-        "Tokens per second",
+        "loss",
+        "perplexity",
+        "accuracy",
+        "learning_rate",
+        "gradient_norm",
+        "tokens_per_second",
     ] {
         assert!(line[key].is_number(), "{key} in {line}");
     }

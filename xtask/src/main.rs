@@ -45,10 +45,14 @@ const LINTS_AND_TESTS: &[Check] = &[
 ];
 
 // WGSL, not the SPIR-V of the feature `vulkan`, which Mesa 22's software driver crashes on.
+// Only the comparison with the CPU: a software driver takes seconds to compile each of hundreds of kernels.
 const WGPU: Check = (
-    "tests on WGPU",
-    &[("BURN_DEVICE", "wgpu")],
-    "cargo test --workspace --features wgpu",
+    "WGPU against the CPU",
+    &[
+        ("BURN_DEVICE", "wgpu"),
+        ("CUBECL_AUTOTUNE_LEVEL", "minimal"),
+    ],
+    "cargo test --workspace --features wgpu --test devices",
 );
 
 const DOCS: &[Check] = &[(

@@ -26,7 +26,7 @@ pub struct TextReport {
 }
 
 /// Evaluates windows of `context` tokens, each from an empty state, `rows` at a time: how models of a fixed context are
-/// compared.
+/// compared. The last window is shorter where the text ends within it, so that every token but the first is predicted.
 ///
 /// # Errors
 ///
@@ -39,7 +39,7 @@ pub fn windows<M: SecondHalf>(
     (context, rows): (usize, usize),
     tokenizer: &dyn Tokenizer,
 ) -> Result<TextReport, DataError> {
-    let windows = ValidationWindows::new(tokens.clone(), range, context, rows)?;
+    let windows = ValidationWindows::new(tokens.clone(), range.clone(), context, rows)?;
     let started = Instant::now();
     let (mut sum, mut count) = (0.0, 0);
     for step in 0..windows.batches() {
@@ -48,8 +48,14 @@ pub fn windows<M: SecondHalf>(
         let (logits, _) = model.forward(batch.inputs, None);
         sum += total_loss(logits, batch.targets);
     }
-    let covered = windows.range();
-    Ok(report(sum, count, tokens, covered, tokenizer, started))
+    let rest = windows.range().end - 1..range.end;
+    if rest.len() > 1 {
+        let ids: Vec<i32> = tokens.ids(rest).map(|id| id as i32).collect();
+        let (logits, _) = model.forward(row(&ids[..ids.len() - 1], device), None);
+        sum += total_loss(logits, row(&ids[1..], device));
+        count += ids.len() - 1;
+    }
+    Ok(report(sum, count, tokens, range, tokenizer, started))
 }
 
 /// Evaluates a text from its first token to its last, the state carried on: what a recurrent model is used like. An
@@ -82,13 +88,9 @@ pub fn stream<M: SecondHalf>(
         let mut inputs = vec![previous];
         inputs.extend_from_slice(&targets[..targets.len() - 1]);
         previous = targets[targets.len() - 1];
-        let row = |ids: Vec<i32>| {
-            let shape = [1, ids.len()];
-            Tensor::<2, Int>::from_data(TensorData::new(ids, shape), device)
-        };
-        let (logits, next) = model.forward(row(inputs), Some(state));
+        let (logits, next) = model.forward(row(&inputs, device), Some(state));
         state = next;
-        sum += total_loss(logits, row(targets));
+        sum += total_loss(logits, row(&targets, device));
     }
     Ok(report(
         sum,
@@ -98,6 +100,11 @@ pub fn stream<M: SecondHalf>(
         tokenizer,
         started,
     ))
+}
+
+/// Ids as a batch of one row, `[1, time]`.
+fn row(ids: &[i32], device: &Device) -> Tensor<2, Int> {
+    Tensor::from_data(TensorData::new(ids.to_vec(), [1, ids.len()]), device)
 }
 
 fn total_loss(logits: Tensor<3>, targets: Tensor<2, Int>) -> f64 {

@@ -342,7 +342,7 @@ impl Recipe {
         serde_json::json!(self)
     }
 
-    /// Number of epochs; the steps are rounded up to whole epochs.
+    /// Number of epochs; the last one has fewer steps where the steps are no multiple.
     pub fn epochs(&self) -> usize {
         self.steps.div_ceil(self.steps_per_epoch)
     }
@@ -385,11 +385,11 @@ impl Recipe {
             );
         }
         let rate = &self.learning_rate;
-        if !(rate.peak > 0.0 && rate.peak <= 1.0) {
+        if !(rate.peak > 0.0 && rate.peak <= 0.5) {
             return wrong(
                 "learning_rate.peak",
                 &rate.peak,
-                "more than 0 and at most 1",
+                "more than 0 and at most 0.5, as the decay bias gets twice that",
             );
         }
         if !(rate.r#final > 0.0 && rate.r#final <= rate.peak) {
@@ -412,6 +412,21 @@ impl Recipe {
                 &self.validation_fraction,
                 "between 0 and 1",
             );
+        }
+        let adam = &self.optimizer;
+        for (key, beta) in [
+            ("optimizer.beta_1", adam.beta_1),
+            ("optimizer.beta_2", adam.beta_2),
+        ] {
+            if !(0.0..1.0).contains(&beta) {
+                return wrong(key, &beta, "at least 0 and less than 1");
+            }
+        }
+        if !(adam.epsilon > 0.0 && adam.epsilon.is_finite()) {
+            return wrong("optimizer.epsilon", &adam.epsilon, "more than 0");
+        }
+        if !(adam.weight_decay >= 0.0 && adam.weight_decay.is_finite()) {
+            return wrong("optimizer.weight_decay", &adam.weight_decay, "at least 0");
         }
         if !(self.clip_norm > 0.0 && self.clip_norm.is_finite()) {
             return wrong("clip_norm", &self.clip_norm, "more than 0");
@@ -506,5 +521,16 @@ mod tests {
             recipe.validate().unwrap_err().to_string(),
             "recipe: `batch_size` is 0, expected at least 1"
         );
+        for setting in [
+            "optimizer.beta_1=1",
+            "optimizer.epsilon=0",
+            "optimizer.weight_decay=-1",
+        ] {
+            let recipe = Recipe::load("reverse").unwrap();
+            let recipe = recipe.with_overrides(&[setting.into()]).unwrap();
+            let error = recipe.validate().unwrap_err().to_string();
+            let key = setting.split('=').next().unwrap();
+            assert!(error.contains(key), "{error}");
+        }
     }
 }

@@ -6,6 +6,9 @@ use std::{
     path::Path,
 };
 
+/// How the names of unfinished files begin. A process that is killed while it writes leaves one behind.
+pub const TEMPORARY: &str = ".incomplete-";
+
 /// Writes a file beside `path`, syncs it and renames it to `path`.
 ///
 /// Whatever interrupts it, `path` holds either what it held before or all of the new content; on an error nothing is
@@ -36,7 +39,7 @@ pub fn replace(path: &Path, content: impl FnOnce(&Path) -> io::Result<()>) -> io
         _ => Path::new("."),
     };
     let temporary = tempfile::Builder::new()
-        .prefix(".incomplete-")
+        .prefix(TEMPORARY)
         .tempfile_in(folder)?
         .into_temp_path();
     content(&temporary)?;

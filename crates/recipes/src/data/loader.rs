@@ -65,26 +65,29 @@ pub trait BatchSource: Send + Sync {
     fn batch(&self, step: usize) -> Batch;
 }
 
-/// Hands out the batches of one epoch after another: epoch e (from 0) of n steps covers the steps e n … (e+1) n.
+/// Hands out the batches of one epoch after another: epoch e (from 0) of n steps covers the steps e n … (e+1) n, the
+/// last epoch what is left.
 pub struct Loader {
     source: Arc<dyn BatchSource>,
     steps: usize,
+    total: usize,
     epoch: Arc<AtomicUsize>,
     advance: usize,
     device: Device,
 }
 
 impl Loader {
-    /// Training batches from `epoch` on (from 0), `steps` an epoch.
+    /// Training batches from `epoch` on (from 0), `steps` an epoch and `total` in all.
     pub fn training(
         source: Arc<dyn BatchSource>,
-        steps: usize,
+        (steps, total): (usize, usize),
         epoch: usize,
         device: &Device,
     ) -> Self {
         Self {
             source,
             steps,
+            total,
             epoch: Arc::new(AtomicUsize::new(epoch)),
             advance: 1,
             device: device.clone(),
@@ -95,7 +98,7 @@ impl Loader {
     pub fn validation(source: Arc<dyn BatchSource>, steps: usize, device: &Device) -> Self {
         Self {
             advance: 0,
-            ..Self::training(source, steps, 0, device)
+            ..Self::training(source, (steps, steps), 0, device)
         }
     }
 }
@@ -103,9 +106,11 @@ impl Loader {
 impl DataLoader<LmBatch> for Loader {
     fn iter<'a>(&'a self) -> Box<dyn DataLoaderIterator<LmBatch> + 'a> {
         let epoch = self.epoch.fetch_add(self.advance, Ordering::Relaxed);
+        let first = epoch * self.steps;
         Box::new(Steps {
             loader: self,
-            first: epoch * self.steps,
+            first,
+            count: self.steps.min(self.total.saturating_sub(first)),
             done: 0,
         })
     }
@@ -132,6 +137,7 @@ impl DataLoader<LmBatch> for Loader {
 struct Steps<'a> {
     loader: &'a Loader,
     first: usize,
+    count: usize,
     done: usize,
 }
 
@@ -139,7 +145,7 @@ impl Iterator for Steps<'_> {
     type Item = Result<LmBatch, DatasetError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if self.done == self.loader.steps {
+        if self.done == self.count {
             return None;
         }
         let batch = self.loader.source.batch(self.first + self.done);
@@ -150,6 +156,40 @@ impl Iterator for Steps<'_> {
 
 impl DataLoaderIterator<LmBatch> for Steps<'_> {
     fn progress(&self) -> Progress {
-        Progress::new(self.done, self.loader.steps, Some("steps".into()))
+        Progress::new(self.done, self.count, Some("steps".into()))
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    struct Numbered;
+
+    impl BatchSource for Numbered {
+        fn batch(&self, step: usize) -> Batch {
+            Batch {
+                rows: 1,
+                inputs: vec![step as i32],
+                targets: vec![0],
+                mask: None,
+            }
+        }
+    }
+
+    fn steps(loader: &Loader) -> Vec<i32> {
+        let step = |batch: Result<LmBatch, _>| batch.unwrap().inputs.into_scalar::<i32>();
+        loader.iter().map(step).collect()
+    }
+
+    #[test]
+    fn epochs_follow_each_other_and_the_last_one_ends_with_the_last_step() {
+        let device = Device::flex();
+        let training = Loader::training(Arc::new(Numbered), (3, 8), 1, &device);
+        assert_eq!(steps(&training), [3, 4, 5]);
+        assert_eq!(steps(&training), [6, 7]);
+        let validation = Loader::validation(Arc::new(Numbered), 2, &device);
+        assert_eq!([steps(&validation), steps(&validation)], [[0, 1], [0, 1]]);
     }
 }

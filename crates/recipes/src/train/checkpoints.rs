@@ -1,34 +1,62 @@
 //! Checkpoints of a run: `checkpoints/{epoch}/{model,optimizer,schedule}.bpk`.
 //!
 //! burn-train saves the three parts from three threads. They gather in `{epoch}.incomplete`, which gets its name only
-//! with the last part on disk, and an old checkpoint goes only when a newer one is whole: whenever the run is killed,
-//! the newest folder with a number for a name is a checkpoint to go on from.
+//! when all three saves have returned, and an old checkpoint goes only when a newer one is whole: whenever the run is
+//! killed, the newest folder with a number for a name is a checkpoint to go on from.
 
 use std::{
+    collections::BTreeMap,
     io,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use burn::train::checkpoint::{Checkpoint, Checkpointer, CheckpointerError};
+use burn::{
+    optim::{OptimizerRecord, lr_scheduler::LrSchedulerRecord},
+    store::ModuleRecord,
+    train::{
+        checkpoint::{
+            Checkpoint, Checkpointer, CheckpointerError, CheckpointingAction, CheckpointingStrategy,
+        },
+        metric::store::{Aggregate, EventStoreClient, Split},
+    },
+};
+
+use super::{journal::History, metrics};
 
 const PARTS: [&str; 3] = ["model", "optimizer", "schedule"];
+
+/// A checkpoint that cannot be read.
+#[derive(Debug, thiserror::Error)]
+#[error("{}: damaged checkpoint: {reason}", path.display())]
+pub struct Damaged {
+    /// The file.
+    pub path: PathBuf,
+    /// What is wrong.
+    pub reason: String,
+}
 
 /// One of the three parts of the checkpoints in a folder.
 pub struct Part {
     folder: PathBuf,
     name: &'static str,
-    lock: Arc<Mutex<()>>,
+    /// Parts saved of each checkpoint that is not whole yet.
+    saved: Arc<Mutex<BTreeMap<usize, usize>>>,
 }
 
 /// The three parts, for burn-train: model, optimizer, learning-rate schedule.
 pub fn parts(folder: &Path) -> [Part; 3] {
-    let lock = Arc::new(Mutex::new(()));
+    let saved = Arc::new(Mutex::new(BTreeMap::new()));
     PARTS.map(|name| Part {
         folder: folder.to_path_buf(),
         name,
-        lock: lock.clone(),
+        saved: saved.clone(),
     })
+}
+
+/// The file with the model of an epoch's checkpoint.
+pub fn model_file(folder: &Path, epoch: usize) -> PathBuf {
+    file(&folder.join(epoch.to_string()), PARTS[0])
 }
 
 /// The epochs of whole checkpoints, oldest first.
@@ -39,6 +67,47 @@ pub fn complete(folder: &Path) -> Vec<usize> {
         .collect();
     epochs.sort_unstable();
     epochs
+}
+
+/// The newest checkpoint that can be read; 0 if there is none at all. Damaged ones that are passed over are reported on
+/// standard error.
+///
+/// # Errors
+///
+/// [`Damaged`] if there are checkpoints and none can be read.
+pub fn newest_usable(folder: &Path) -> Result<usize, Damaged> {
+    let mut first = None;
+    for epoch in complete(folder).into_iter().rev() {
+        match read(&folder.join(epoch.to_string())) {
+            Ok(()) => {
+                if let Some(damaged) = first {
+                    eprintln!("{damaged}; going on from the one before, epoch {epoch}");
+                }
+                return Ok(epoch);
+            }
+            Err(damaged) => first = first.or(Some(damaged)),
+        }
+    }
+    first.map_or(Ok(0), Err)
+}
+
+fn read(checkpoint: &Path) -> Result<(), Damaged> {
+    fn part<R: Checkpoint>(path: PathBuf) -> Result<(), Damaged> {
+        match R::load(path.clone()) {
+            Ok(_) => Ok(()),
+            Err(error) => Err(Damaged {
+                path,
+                reason: error.to_string(),
+            }),
+        }
+    }
+    part::<ModuleRecord>(file(checkpoint, PARTS[0]))?;
+    part::<OptimizerRecord>(file(checkpoint, PARTS[1]))?;
+    part::<LrSchedulerRecord>(file(checkpoint, PARTS[2]))
+}
+
+fn file(checkpoint: &Path, part: &str) -> PathBuf {
+    checkpoint.join(part).with_extension("bpk")
 }
 
 /// Removes what a killed run left half-done.
@@ -68,30 +137,32 @@ impl Part {
         self.folder.join(format!("{epoch}.incomplete"))
     }
 
-    fn file(&self, folder: &Path) -> PathBuf {
-        folder.join(self.name).with_extension("bpk")
+    fn saved(&self) -> MutexGuard<'_, BTreeMap<usize, usize>> {
+        self.saved.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Counts this part; the last one gives the checkpoint its name. That a file is there does not mean that its save
+    /// has returned: burn-pack syncs the folder after the rename, and fails if the folder is gone by then.
     fn publish(&self, epoch: usize) -> io::Result<()> {
-        let _guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
-        let gathered = self.incomplete(epoch);
-        let whole = self.whole(epoch);
-        let all = PARTS
-            .iter()
-            .all(|part| gathered.join(part).with_extension("bpk").is_file());
-        if all {
-            if whole.exists() {
-                std::fs::remove_dir_all(&whole)?;
-            }
-            std::fs::rename(&gathered, &whole)?;
-            #[cfg(unix)]
-            std::fs::File::open(&self.folder)?.sync_all()?;
+        let mut saved = self.saved();
+        let count = saved.entry(epoch).or_insert(0);
+        *count += 1;
+        if *count < PARTS.len() {
+            return Ok(());
         }
+        saved.remove(&epoch);
+        let whole = self.whole(epoch);
+        if whole.exists() {
+            std::fs::remove_dir_all(&whole)?;
+        }
+        std::fs::rename(self.incomplete(epoch), &whole)?;
+        #[cfg(unix)]
+        std::fs::File::open(&self.folder)?.sync_all()?;
         Ok(())
     }
 
     fn remove(&self, epoch: usize) -> io::Result<()> {
-        let _guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        let _guard = self.saved();
         let whole = self.whole(epoch);
         let newer = complete(&self.folder)
             .last()
@@ -110,12 +181,12 @@ impl<R: Checkpoint> Checkpointer<R> for Part {
     fn save(&self, epoch: usize, record: R) -> Result<(), CheckpointerError> {
         let folder = self.incomplete(epoch);
         std::fs::create_dir_all(&folder).map_err(CheckpointerError::IOError)?;
-        record.save(self.file(&folder))?;
+        record.save(file(&folder, self.name))?;
         self.publish(epoch).map_err(CheckpointerError::IOError)
     }
 
     fn restore(&self, epoch: usize) -> Result<R, CheckpointerError> {
-        R::load(self.file(&self.whole(epoch)))
+        R::load(file(&self.whole(epoch), self.name))
     }
 
     fn delete(&self, epoch: usize) -> Result<(), CheckpointerError> {
@@ -123,11 +194,48 @@ impl<R: Checkpoint> Checkpointer<R> for Part {
     }
 }
 
+/// Saves after every epoch and keeps the newest checkpoints and the one with the lowest validation loss.
+///
+/// It looks at what is in the folder, so that a run gone on with also drops what it kept before.
+pub struct NewestAndBest {
+    /// Where the checkpoints are.
+    pub folder: PathBuf,
+    /// How many of the newest to keep.
+    pub keep: usize,
+    /// Validation losses.
+    pub history: History,
+}
+
+impl CheckpointingStrategy for NewestAndBest {
+    fn checkpointing(
+        &mut self,
+        epoch: usize,
+        store: &EventStoreClient,
+    ) -> Vec<CheckpointingAction> {
+        // The answer comes after every event before the question: from here on the history holds this epoch's loss.
+        store.find_metric(metrics::LOSS, epoch, Aggregate::Mean, &Split::Valid);
+        if self.history.not_finite().is_some() {
+            return Vec::new();
+        }
+        let mut epochs = complete(&self.folder);
+        epochs.push(epoch);
+        let best = self.history.best(&epochs);
+        let mut actions = vec![CheckpointingAction::Save];
+        actions.extend(
+            epochs
+                .into_iter()
+                .filter(|&e| e + self.keep <= epoch && Some(e) != best)
+                .map(CheckpointingAction::Delete),
+        );
+        actions
+    }
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use burn::optim::lr_scheduler::LrSchedulerRecord;
+    use burn::{module::Module, nn::LinearConfig, tensor::Device};
 
     fn save(part: &Part, epoch: usize) {
         Checkpointer::<LrSchedulerRecord>::save(part, epoch, LrSchedulerRecord::new()).unwrap();
@@ -156,5 +264,49 @@ mod tests {
         save(&parts[0], 3);
         remove_incomplete(folder.path()).unwrap();
         assert_eq!(folder.path().read_dir().unwrap().count(), 1);
+    }
+
+    /// burn-pack syncs the folder after it has renamed the file: a checkpoint that gets its name in between makes that
+    /// save fail, and training with it.
+    #[test]
+    fn a_checkpoint_waits_for_saves_whose_files_are_there_already() {
+        let folder = tempfile::tempdir().unwrap();
+        let parts = parts(folder.path());
+        let unfinished = folder.path().join("1.incomplete");
+        std::fs::create_dir(&unfinished).unwrap();
+        std::fs::write(file(&unfinished, PARTS[0]), "").unwrap();
+        save(&parts[1], 1);
+        save(&parts[2], 1);
+        assert!(complete(folder.path()).is_empty());
+        save(&parts[0], 1);
+        assert_eq!(complete(folder.path()), [1]);
+    }
+
+    #[test]
+    fn a_damaged_checkpoint_is_passed_over_and_named_if_there_is_no_other() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(newest_usable(folder.path()).unwrap(), 0);
+        let model = LinearConfig::new(2, 2).init(&Device::flex());
+        let make = |epoch: usize| {
+            let checkpoint = folder.path().join(epoch.to_string());
+            std::fs::create_dir(&checkpoint).unwrap();
+            model
+                .clone()
+                .into_record()
+                .save(file(&checkpoint, "model"))
+                .unwrap();
+            OptimizerRecord::save(OptimizerRecord::default(), file(&checkpoint, "optimizer"))
+                .unwrap();
+            LrSchedulerRecord::save(LrSchedulerRecord::new(), file(&checkpoint, "schedule"))
+                .unwrap();
+        };
+        make(9);
+        make(10);
+        assert_eq!(newest_usable(folder.path()).unwrap(), 10);
+        std::fs::write(folder.path().join("10/optimizer.bpk"), b"cut").unwrap();
+        assert_eq!(newest_usable(folder.path()).unwrap(), 9);
+        std::fs::remove_file(folder.path().join("9/schedule.bpk")).unwrap();
+        let error = newest_usable(folder.path()).unwrap_err().to_string();
+        assert!(error.contains("10/optimizer.bpk"), "{error}");
     }
 }

@@ -4,16 +4,16 @@ use std::{sync::Arc, time::Instant};
 
 use burn::{
     tensor::TensorReadError,
-    train::{
-        Interrupter,
-        metric::{
-            Adaptor, Metric, MetricAttributes, MetricMetadata, MetricName, Numeric,
-            NumericAttributes, NumericEntry, SerializedEntry,
-        },
+    train::metric::{
+        Adaptor, Metric, MetricAttributes, MetricMetadata, MetricName, Numeric, NumericAttributes,
+        NumericEntry, SerializedEntry,
     },
 };
 
 use super::trainee::{Numbers, StepOutput};
+
+/// Name of the cross-entropy among the metrics.
+pub const LOSS: &str = "Loss";
 
 /// What the metrics read of a step.
 #[derive(Clone, Copy)]
@@ -50,10 +50,9 @@ pub struct Track {
     name: MetricName,
     sum: f64,
     weight: f64,
-    current: f64,
+    current: Option<f64>,
     current_weight: usize,
     clock: Option<Instant>,
-    stop: Option<Interrupter>,
 }
 
 impl Track {
@@ -63,19 +62,15 @@ impl Track {
             name: Arc::new(name.to_string()),
             sum: 0.0,
             weight: 0.0,
-            current: f64::NAN,
+            current: None,
             current_weight: 0,
             clock: None,
-            stop: None,
         }
     }
 
-    /// Mean cross-entropy in nats. Stops training when it is not a number.
-    pub fn loss(stop: Interrupter) -> Self {
-        Self {
-            stop: Some(stop),
-            ..Self::new(Kind::Loss, "Loss")
-        }
+    /// Mean cross-entropy in nats.
+    pub fn loss() -> Self {
+        Self::new(Kind::Loss, LOSS)
     }
 
     /// e to the mean cross-entropy.
@@ -110,6 +105,11 @@ impl Track {
         self.shown(self.sum / self.weight)
     }
 
+    /// The newest value; none before the first one of an epoch.
+    fn newest(&self) -> Option<f64> {
+        self.current.map(|value| self.shown(value))
+    }
+
     fn observe(&mut self, reading: &Reading) {
         let Some(numbers) = reading.numbers else {
             return;
@@ -128,20 +128,14 @@ impl Track {
                 };
                 // The mean speed is tokens by time: the sum collects tokens, the weight seconds.
                 let seconds = (now - before).as_secs_f64().max(1e-9);
-                self.current = reading.tokens as f64 / seconds;
+                self.current = Some(reading.tokens as f64 / seconds);
                 self.current_weight = 1;
                 self.sum += reading.tokens as f64;
                 self.weight += seconds;
                 return;
             }
         };
-        if self.kind == Kind::Loss
-            && !value.is_finite()
-            && let Some(stop) = &self.stop
-        {
-            stop.stop(Some(&format!("the loss is {value}")));
-        }
-        self.current = value;
+        self.current = Some(value);
         self.current_weight = weight;
         self.sum += value * weight as f64;
         self.weight += weight as f64;
@@ -169,7 +163,10 @@ impl Metric for Track {
         _metadata: &MetricMetadata,
     ) -> Result<SerializedEntry, TensorReadError> {
         self.observe(reading);
-        let (mean, current) = (self.mean(), self.shown(self.current));
+        let Some(current) = self.newest() else {
+            return Ok(SerializedEntry::not_available(None));
+        };
+        let mean = self.mean();
         let formatted = format!("epoch {mean:.4} - batch {current:.4}");
         let entry = NumericEntry::Aggregated {
             aggregated_value: current,
@@ -189,7 +186,7 @@ impl Metric for Track {
     fn clear(&mut self) {
         self.sum = 0.0;
         self.weight = 0.0;
-        self.current = f64::NAN;
+        self.current = None;
         self.current_weight = 0;
         self.clock = None;
     }
@@ -197,11 +194,11 @@ impl Metric for Track {
 
 impl Numeric for Track {
     fn value(&self) -> Option<NumericEntry> {
-        Some(NumericEntry::Value(self.shown(self.current)))
+        self.newest().map(NumericEntry::Value)
     }
 
     fn running_value(&self) -> Option<NumericEntry> {
-        Some(NumericEntry::Value(self.mean()))
+        self.newest().map(|_| NumericEntry::Value(self.mean()))
     }
 
     fn final_value(&self) -> NumericEntry {

@@ -4,14 +4,21 @@
 //! |---|---|
 //! | `recipe.json` | the effective recipe |
 //! | `checkpoints/{epoch}/` | model, optimizer and schedule to go on from |
-//! | `metrics.jsonl`, `train/`, `valid/` | every number of every step; burn-train's own logs |
-//! | `model.safetensors`, `config.json` | the trained model, official names |
+//! | `metrics.jsonl` | every number of every step |
+//! | `model.safetensors`, `config.json` | the model of the epoch with the lowest validation loss, official names |
 //! | `report.json` | the final evaluation |
 
 mod checkpoints;
+mod error;
+mod folder;
+mod journal;
 mod metrics;
 mod progress;
+mod schedule;
 mod trainee;
+
+#[cfg(test)]
+mod tests;
 
 use std::{
     io::IsTerminal,
@@ -23,50 +30,35 @@ use std::{
 
 use burn::{
     module::Module,
-    optim::lr_scheduler::{
-        LrSchedulerConfig,
-        cosine::CosineAnnealingLrSchedulerConfig,
-        linear::LinearLrSchedulerConfig,
-        module_lr_scheduler::{ModuleLrScheduler, ModuleLrSchedulerConfig},
-        sequential::SequentialLrSchedulerConfig,
-    },
     tensor::Device,
-    train::{
-        Interrupter, Learner, SupervisedTraining, TrainingError,
-        checkpoint::{
-            ComposedCheckpointingStrategy, KeepLastNCheckpoints, MetricCheckpointingStrategy,
-        },
-        logger::FileMetricLogger,
-        metric::{
-            LearningRateMetric, LossMetric,
-            store::{Aggregate, Direction, Split},
-        },
-    },
+    train::{Interrupter, Learner, SupervisedTraining, metric::LearningRateMetric},
 };
 use rwkv7_core::{
-    Rwkv7Config, Rwkv7Lm, atomic,
-    checkpoint::{self, CheckpointError},
-    config::ConfigError,
-    optimizer,
-    tokenizer::{self, Tokenizer, TokenizerError},
+    Rwkv7Config, Rwkv7Lm, checkpoint,
+    tokenizer::{self, Tokenizer},
 };
 use serde::Serialize;
 
 use crate::{
     data::{
-        DataError,
         loader::{BatchSource, Loader},
         reverse::Reverse,
         tokens::{self, Corpus, TokenFile},
         windows::{TrainingWindows, ValidationWindows},
     },
     evaluate::{self, ReverseReport, TextReport},
-    recipe::{LearningRate, Recipe, RecipeError, Task},
+    recipe::{Recipe, Task},
 };
 
+use checkpoints::NewestAndBest;
+use folder::write_json;
+use journal::{Journal, Steps};
 use metrics::Track;
-use progress::{JsonLines, PlainProgress};
+use progress::PlainProgress;
 use trainee::{NormSlot, StepSettings, Trainee};
+
+pub use checkpoints::Damaged;
+pub use error::TrainError;
 
 /// How a run is started.
 #[derive(Clone, Copy, Debug, Default)]
@@ -82,6 +74,8 @@ pub struct Options {
 pub struct Report {
     /// The trained model.
     pub model: PathBuf,
+    /// The epoch it is from: the one with the lowest validation loss.
+    pub epoch: usize,
     /// Its number of parameters.
     pub parameters: usize,
     /// Seconds of training, without evaluation.
@@ -90,78 +84,6 @@ pub struct Report {
     pub text: Option<TextReport>,
     /// Evaluation of a reversing model on held-out numbers.
     pub reverse: Option<ReverseReport>,
-}
-
-/// Why a run did not start or did not end well.
-#[derive(Debug, thiserror::Error)]
-pub enum TrainError {
-    /// The recipe.
-    #[error(transparent)]
-    Recipe(#[from] RecipeError),
-    /// The model's dimensions.
-    #[error(transparent)]
-    Config(#[from] ConfigError),
-    /// The tokenizer.
-    #[error(transparent)]
-    Tokenizer(#[from] TokenizerError),
-    /// The text.
-    #[error(transparent)]
-    Data(#[from] DataError),
-    /// The trained model cannot be written.
-    #[error(transparent)]
-    Checkpoint(#[from] CheckpointError),
-    /// The output folder holds a run already.
-    #[error("{}: holds another run; go on with it by --resume, or choose another folder by --out", path.display())]
-    Occupied {
-        /// The folder.
-        path: PathBuf,
-    },
-    /// There is nothing to resume.
-    #[error("{}: no run to resume; start one without --resume", path.display())]
-    NothingToResume {
-        /// The folder.
-        path: PathBuf,
-    },
-    /// The run to resume has another recipe.
-    #[error(
-        "{}: the run was started with another recipe:\n  {}\nresume it with the same one; only `steps` may grow",
-        path.display(),
-        differences.join("\n  ")
-    )]
-    OtherRecipe {
-        /// The run's recipe file.
-        path: PathBuf,
-        /// One line a key.
-        differences: Vec<String>,
-    },
-    /// A file of the run cannot be read or written.
-    #[error("{}: cannot be read or written", path.display())]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// The cause.
-        source: std::io::Error,
-    },
-    /// Training was stopped: by the user, or because the loss is not a number.
-    #[error(
-        "training stopped: {reason}; what was reached is in the newest checkpoint, --resume goes on from there"
-    )]
-    Stopped {
-        /// Why.
-        reason: String,
-    },
-    /// burn-train failed.
-    #[error("training failed")]
-    Failed {
-        /// The cause.
-        source: Arc<TrainingError>,
-    },
-    /// Burn does not accept the learning-rate schedule.
-    #[error("training cannot be set up: {reason}")]
-    Setup {
-        /// What Burn says.
-        reason: String,
-    },
 }
 
 /// Where training and validation batches come from.
@@ -198,17 +120,25 @@ pub fn train(
     let tokenizer = tokenizer::load(&recipe.tokenizer)?;
     let config = recipe.model.config(tokenizer.vocab_size())?;
     let folder = out.join("checkpoints");
-    let done = check_folder(recipe, out, &folder, options.resume)?;
+    let done = folder::check(recipe, out, &folder, options.resume)?;
     let data = prepare(recipe, tokenizer)?;
-    let schedule = schedule(&recipe.learning_rate, recipe.steps)?;
+    let schedule = schedule::schedule(&recipe.learning_rate, recipe.steps)?;
     let optimizer = recipe.optimizer.init();
 
     let file_error = |path: PathBuf| move |source| TrainError::File { path, source };
+    std::fs::create_dir_all(out).map_err(file_error(out.to_path_buf()))?;
+    write_json(&out.join("recipe.json"), &recipe.to_json())?;
     std::fs::create_dir_all(&folder).map_err(file_error(folder.clone()))?;
     checkpoints::remove_incomplete(&folder).map_err(file_error(folder.clone()))?;
-    write_json(&out.join("recipe.json"), &recipe.to_json())?;
+    let interrupter = Interrupter::new();
+    let steps = Steps {
+        done,
+        per_epoch: recipe.steps_per_epoch,
+        accumulation: recipe.accumulation,
+    };
     let log = out.join("metrics.jsonl");
-    let json_lines = JsonLines::append(&log).map_err(file_error(log))?;
+    let journal = Journal::open(&log, steps, interrupter.clone()).map_err(file_error(log))?;
+    let history = journal.history();
 
     let device = device.clone().autodiff();
     let trainee = Trainee {
@@ -229,36 +159,24 @@ pub fn train(
         out.display()
     );
 
-    let micro_steps = recipe.steps_per_epoch * recipe.accumulation;
-    let training = Loader::training(data.training, micro_steps, done, &device);
+    let batches = [recipe.steps_per_epoch, recipe.steps].map(|steps| steps * recipe.accumulation);
+    let training = Loader::training(data.training, batches.into(), done, &device);
     let validation = Loader::validation(data.validation, data.validation_batches, &device);
-    let interrupter = Interrupter::new();
     let [model_part, optimizer_part, schedule_part] = checkpoints::parts(&folder);
     let mut run = SupervisedTraining::new(out, Arc::new(training), Arc::new(validation))
-        .with_interrupter(interrupter.clone())
+        .with_interrupter(interrupter)
         .with_application_logger(None)
-        .with_metric_logger(FileMetricLogger::new(out))
-        .with_metric_logger(json_lines)
-        .metrics((
-            Track::loss(interrupter),
-            Track::perplexity(),
-            Track::accuracy(),
-        ))
+        .with_metric_logger(journal)
+        .metrics((Track::loss(), Track::perplexity(), Track::accuracy()))
         .metric_train_numeric(LearningRateMetric::new())
         .metric_train_numeric(Track::gradient_norm())
         .metric_train_numeric(Track::speed())
         .with_custom_checkpointers(model_part, optimizer_part, schedule_part)
-        .with_checkpointing_strategy(
-            ComposedCheckpointingStrategy::builder()
-                .add(KeepLastNCheckpoints::new(recipe.keep_checkpoints))
-                .add(MetricCheckpointingStrategy::new(
-                    &LossMetric::new(),
-                    Aggregate::Mean,
-                    Direction::Lowest,
-                    Split::Valid,
-                ))
-                .build(),
-        )
+        .with_checkpointing_strategy(NewestAndBest {
+            folder: folder.clone(),
+            keep: recipe.keep_checkpoints,
+            history: history.clone(),
+        })
         .num_epochs(recipe.epochs());
     if recipe.accumulation > 1 {
         run = run.grads_accumulation(recipe.accumulation);
@@ -266,7 +184,7 @@ pub fn train(
     if done > 0 {
         run = run.checkpoint(done);
     }
-    if options.plain || !std::io::stdout().is_terminal() {
+    if options.plain || cfg!(not(feature = "tui")) || !std::io::stdout().is_terminal() {
         run = run.renderer(Box::new(PlainProgress::new(done + 1)));
     }
     let started = Instant::now();
@@ -275,6 +193,9 @@ pub fn train(
     if let Some(source) = result.error {
         return Err(TrainError::Failed { source });
     }
+    if let Some((step, loss)) = history.not_finite() {
+        return Err(TrainError::NotFinite { step, loss });
+    }
     if let Some(interruption) = result.interrupted {
         return Err(TrainError::Stopped {
             reason: interruption.reason.unwrap_or_else(|| "by the user".into()),
@@ -282,16 +203,25 @@ pub fn train(
     }
     drop(result.renderer);
 
-    let network = result.model.model;
+    let device = device.inner();
+    let last = recipe.epochs();
+    let epoch = history
+        .best(&checkpoints::complete(&folder))
+        .unwrap_or(last);
+    let network = if epoch == last {
+        result.model.model
+    } else {
+        checkpoint::load(&checkpoints::model_file(&folder, epoch), &device)?.1
+    };
     let model = save(out, &config, &network)?;
     let mut report = Report {
         model,
+        epoch,
         parameters,
         training_seconds,
         text: None,
         reverse: None,
     };
-    let device = device.inner();
     match data.evaluation {
         Evaluation::Reverse(task) => {
             report.reverse = Some(evaluate::reverse(
@@ -315,61 +245,6 @@ pub fn train(
     }
     write_json(&out.join("report.json"), &serde_json::json!(report))?;
     Ok(report)
-}
-
-/// The epochs that the run in `out` has done; 0 for a new one.
-fn check_folder(
-    recipe: &Recipe,
-    out: &Path,
-    folder: &Path,
-    resume: bool,
-) -> Result<usize, TrainError> {
-    let file = out.join("recipe.json");
-    let path = out.to_path_buf();
-    if !resume {
-        let empty = out
-            .read_dir()
-            .map_or(true, |mut entries| entries.next().is_none());
-        return if empty {
-            Ok(0)
-        } else {
-            Err(TrainError::Occupied { path })
-        };
-    }
-    if !file.is_file() {
-        return Err(TrainError::NothingToResume { path });
-    }
-    let text = std::fs::read_to_string(&file).map_err(|source| TrainError::File {
-        path: file.clone(),
-        source,
-    })?;
-    let before = Recipe::parse(&file.display().to_string(), &text)?;
-    let allowed = Recipe {
-        steps: recipe.steps.max(before.steps),
-        ..before
-    };
-    if allowed != *recipe {
-        let differences = differences(&allowed.to_json(), &recipe.to_json(), "");
-        return Err(TrainError::OtherRecipe {
-            path: file,
-            differences,
-        });
-    }
-    Ok(checkpoints::complete(folder).last().copied().unwrap_or(0))
-}
-
-fn differences(before: &serde_json::Value, now: &serde_json::Value, prefix: &str) -> Vec<String> {
-    match (before.as_object(), now.as_object()) {
-        (Some(a), Some(b)) => a
-            .iter()
-            .flat_map(|(key, value)| differences(value, &b[key], &format!("{prefix}{key}.")))
-            .collect(),
-        _ if before == now => Vec::new(),
-        _ => vec![format!(
-            "{}: {before} then, {now} now",
-            prefix.trim_end_matches('.')
-        )],
-    }
 }
 
 fn prepare(recipe: &Recipe, tokenizer: Box<dyn Tokenizer>) -> Result<Data, TrainError> {
@@ -431,88 +306,10 @@ fn prepare(recipe: &Recipe, tokenizer: Box<dyn Tokenizer>) -> Result<Data, Train
     })
 }
 
-/// From 1 % of the peak to all of it, then a cosine down to the final rate, which stays; twice that for the decay bias.
-fn schedule(rate: &LearningRate, steps: usize) -> Result<ModuleLrScheduler, TrainError> {
-    let base = |factor: f64| -> LrSchedulerConfig {
-        let (peak, last) = (rate.peak * factor, rate.r#final * factor);
-        let cosine = CosineAnnealingLrSchedulerConfig::new(peak, steps - rate.warmup_steps)
-            .with_min_lr(last);
-        let mut schedules: Vec<LrSchedulerConfig> = vec![cosine.into(), last.into()];
-        let mut milestones = vec![steps];
-        if rate.warmup_steps > 0 {
-            let warmup = LinearLrSchedulerConfig::new(peak * 0.01, peak, rate.warmup_steps);
-            schedules.insert(0, warmup.into());
-            milestones.insert(0, rate.warmup_steps);
-        }
-        SequentialLrSchedulerConfig::new(schedules, milestones).into()
-    };
-    ModuleLrSchedulerConfig::new(base(1.0))
-        .with_group(optimizer::decay_bias(), base(optimizer::DECAY_BIAS_RATE))
-        .init()
-        .map_err(|reason| TrainError::Setup { reason })
-}
-
 /// Writes the trained model and its configuration.
 fn save(out: &Path, config: &Rwkv7Config, network: &Rwkv7Lm) -> Result<PathBuf, TrainError> {
     let model = out.join("model.safetensors");
     checkpoint::save(&model, config, network, checkpoint::Format::Official, None)?;
     write_json(&out.join("config.json"), &serde_json::json!(config))?;
     Ok(model)
-}
-
-fn write_json(path: &Path, json: &serde_json::Value) -> Result<(), TrainError> {
-    atomic::write(path, |out| {
-        use std::io::Write;
-        serde_json::to_writer_pretty(&mut *out, json)?;
-        out.write_all(b"\n")
-    })
-    .map_err(|source| TrainError::File {
-        path: path.to_path_buf(),
-        source,
-    })
-}
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use burn::module::ParamId;
-
-    use super::*;
-
-    /// Reference: `lr · (0.5 + f/2 + (0.5 - f/2) cos(π p))` after `lr · (0.01 + 0.99 step / warmup)`.
-    #[test]
-    fn the_schedule_is_the_official_one_and_the_decay_bias_gets_twice_that() {
-        let rate = LearningRate {
-            peak: 1e-3,
-            r#final: 1e-4,
-            warmup_steps: 10,
-        };
-        let mut schedule = schedule(&rate, 110).unwrap();
-        for step in 0..130_usize {
-            let current = schedule.step();
-            let progress = (step.saturating_sub(10) as f64 / 100.0).min(1.0);
-            let f = rate.r#final / rate.peak;
-            let cosine = 0.5 + f / 2.0 + (0.5 - f / 2.0) * (std::f64::consts::PI * progress).cos();
-            let warmup = if step < 10 {
-                0.01 + 0.99 * step as f64 / 10.0
-            } else {
-                1.0
-            };
-            let expected = rate.peak * cosine * warmup;
-            let close = |found: f64, expected: f64| {
-                assert!(
-                    (found - expected).abs() < 1e-12,
-                    "step {step}: {found}, {expected}"
-                )
-            };
-            close(
-                current.lr_from_param(ParamId::new(), Some("model.blocks.1.att.a0")),
-                expected,
-            );
-            close(
-                current.lr_from_param(ParamId::new(), Some("model.blocks.1.att.w0")),
-                2.0 * expected,
-            );
-        }
-    }
 }

@@ -1,20 +1,14 @@
-//! Progress without a terminal: lines on standard error, and every number as JSON in `metrics.jsonl`.
+//! Progress without a terminal: lines on standard error.
 
 use std::{
-    collections::BTreeMap,
-    fs::File,
-    io::Write,
-    path::Path,
+    collections::{BTreeMap, HashMap},
     time::{Duration, Instant},
 };
 
 use burn::train::{
     LearnerSummary,
-    logger::{EvaluationProgressLogger, MetricLogger, TrainingProgressLogger},
-    metric::{
-        MetricDefinition, MetricEntry, MetricId, NumericEntry,
-        store::{EpochSummary, MetricsUpdate, Split},
-    },
+    logger::{EvaluationProgressLogger, TrainingProgressLogger},
+    metric::{MetricDefinition, MetricId},
     renderer::{
         EvaluationName, MetricState, MetricsRenderer, MetricsRendererEvaluation,
         MetricsRendererTraining,
@@ -26,7 +20,7 @@ const INTERVAL: Duration = Duration::from_secs(5);
 
 /// Prints a line every few seconds and one at the end of each split.
 pub struct PlainProgress {
-    names: BTreeMap<String, String>,
+    names: HashMap<MetricId, String>,
     values: BTreeMap<String, String>,
     epoch: usize,
     epochs: usize,
@@ -40,7 +34,7 @@ impl PlainProgress {
     /// Progress of a run that starts with `epoch` (from 1).
     pub fn new(epoch: usize) -> Self {
         Self {
-            names: BTreeMap::new(),
+            names: HashMap::new(),
             values: BTreeMap::new(),
             epoch,
             epochs: 0,
@@ -53,7 +47,7 @@ impl PlainProgress {
 
     fn observe(&mut self, state: MetricState) {
         let (MetricState::Generic(entry) | MetricState::Numeric(entry, _)) = state;
-        if let Some(name) = self.names.get(&key(&entry.metric_id)) {
+        if let Some(name) = self.names.get(&entry.metric_id) {
             self.values
                 .insert(name.clone(), entry.serialized_entry.formatted);
         }
@@ -84,10 +78,6 @@ impl PlainProgress {
             values.join(", ")
         );
     }
-}
-
-fn key(id: &MetricId) -> String {
-    format!("{id:?}")
 }
 
 impl MetricsRendererTraining for PlainProgress {
@@ -158,66 +148,6 @@ impl MetricsRenderer for PlainProgress {
 
     fn register_metric(&mut self, definition: MetricDefinition) {
         self.names
-            .insert(key(&definition.metric_id), definition.name.to_string());
+            .insert(definition.metric_id, definition.name.to_string());
     }
-}
-
-/// Appends a JSON object a step to a file: split, epoch, step within the epoch, and every metric's value.
-pub struct JsonLines {
-    file: File,
-    names: BTreeMap<String, String>,
-    step: BTreeMap<(String, usize), usize>,
-}
-
-impl JsonLines {
-    /// Appends to `path`.
-    ///
-    /// # Errors
-    ///
-    /// If the file cannot be opened.
-    pub fn append(path: &Path) -> std::io::Result<Self> {
-        Ok(Self {
-            file: File::options().create(true).append(true).open(path)?,
-            names: BTreeMap::new(),
-            step: BTreeMap::new(),
-        })
-    }
-
-    fn name(&self, entry: &MetricEntry) -> Option<&String> {
-        self.names.get(&key(&entry.metric_id))
-    }
-}
-
-impl MetricLogger for JsonLines {
-    fn log(&mut self, update: MetricsUpdate, epoch: usize, split: &Split) {
-        let split = split.to_string();
-        let step = self.step.entry((split.clone(), epoch)).or_insert(0);
-        *step += 1;
-        let mut line = serde_json::json!({ "split": split, "epoch": epoch, "step": *step });
-        for metric in &update.entries_numeric {
-            let value = metric.numeric_entry.as_ref().map(NumericEntry::current);
-            if let (Some(name), Some(value)) = (self.name(&metric.entry), value) {
-                line[name.as_str()] = value.into();
-            }
-        }
-        if let Err(error) = writeln!(self.file, "{line}") {
-            eprintln!("metrics.jsonl: {error}");
-        }
-    }
-
-    fn read_numeric(
-        &mut self,
-        name: &str,
-        _epoch: usize,
-        _split: &Split,
-    ) -> Result<Vec<NumericEntry>, String> {
-        Err(format!("`{name}` is read from the log files of burn-train"))
-    }
-
-    fn log_metric_definition(&mut self, definition: MetricDefinition) {
-        self.names
-            .insert(key(&definition.metric_id), definition.name.to_string());
-    }
-
-    fn log_epoch_summary(&mut self, _summary: EpochSummary) {}
 }

@@ -1,6 +1,6 @@
 //! The model as burn-train sees it: one step of training, one of validation, one of the optimizer.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use burn::{
     backend::ExecutionError,
@@ -8,7 +8,7 @@ use burn::{
     optim::{
         GradientsParams, ModuleOptimizer, lr_scheduler::module_lr_scheduler::ModuleLearningRate,
     },
-    tensor::Tensor,
+    tensor::{Tensor, Transaction},
     train::{InferenceStep, TrainOutput, TrainStep, metric::ItemLazy},
 };
 use rwkv7_core::{Rwkv7, layers::SecondHalf, loss};
@@ -39,20 +39,27 @@ pub struct Trainee<M: SecondHalf> {
     pub norm: NormSlot,
 }
 
-/// The gradients' global norm of the newest optimizer step, `[1]`.
+/// Where an optimizer step leaves the gradients' global norm. Every step has a cell of its own, because burn-train's
+/// metric thread reads the results of a step while the next ones run.
 #[derive(Clone, Debug, Default)]
-pub struct NormSlot(Arc<Mutex<Option<Tensor<1>>>>);
+pub struct NormSlot(Arc<Mutex<NormCell>>);
+
+/// The gradients' global norm of one step, `[1]`; empty until its optimizer step.
+type NormCell = Arc<OnceLock<Tensor<1>>>;
 
 impl NormSlot {
-    fn set(&self, norm: Tensor<1>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(norm);
+    fn cell(&self) -> MutexGuard<'_, NormCell> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn get(&self) -> Option<Tensor<1>> {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+    fn next(&self) -> NormCell {
+        let cell = NormCell::default();
+        *self.cell() = cell.clone();
+        cell
+    }
+
+    fn set(&self, norm: Tensor<1>) {
+        self.cell().get_or_init(|| norm);
     }
 }
 
@@ -60,7 +67,7 @@ impl NormSlot {
 pub struct StepOutput {
     loss: Tensor<1>,
     correct: Tensor<1>,
-    norm: NormSlot,
+    norm: NormCell,
     /// Targets that counted.
     pub counted: usize,
     /// Tokens that went through the model.
@@ -82,14 +89,19 @@ pub struct Numbers {
 
 impl ItemLazy for StepOutput {
     fn sync(mut self) -> Result<Self, ExecutionError> {
-        let read = |x: Tensor<1>| -> Result<f64, ExecutionError> {
-            let data = x.try_into_data()?;
-            Ok(data.iter::<f64>().next().unwrap_or(f64::NAN))
-        };
+        let norm = self.norm.get().cloned();
+        let results = [self.loss.clone(), self.correct.clone()];
+        // One transaction, so that the device is asked once.
+        let read = results
+            .into_iter()
+            .chain(norm)
+            .fold(Transaction::default(), Transaction::register)
+            .try_execute()?;
+        let values: Vec<f64> = read.iter().flat_map(|data| data.iter::<f64>()).collect();
         self.numbers = Some(Numbers {
-            loss: read(self.loss.clone())?,
-            accuracy: read(self.correct.clone())? / self.counted.max(1) as f64,
-            norm: self.norm.get().map(read).transpose()?,
+            loss: values[0],
+            accuracy: values[1] / self.counted.max(1) as f64,
+            norm: values.get(2).copied(),
         });
         Ok(self)
     }
@@ -115,7 +127,7 @@ impl<M: SecondHalf> Trainee<M> {
         let output = StepOutput {
             loss: loss.clone().inner(),
             correct: hits.sum(),
-            norm: NormSlot::default(),
+            norm: NormCell::default(),
             counted: batch.counted,
             tokens: rows * time,
             numbers: None,
@@ -135,7 +147,7 @@ impl<M: SecondHalf> TrainStep for Trainee<M> {
         }
         let share = loss / self.settings.accumulation as f64;
         let output = StepOutput {
-            norm: self.norm.clone(),
+            norm: self.norm.next(),
             ..output
         };
         TrainOutput::new(self, share.backward(), output)
@@ -207,4 +219,117 @@ fn clip<M: SecondHalf>(model: &Rwkv7<M>, grads: &mut GradientsParams, largest: f
         .clamp_max(1.0);
     model.visit(&mut Scale { grads, factor });
     norm
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::data::loader::Batch;
+    use burn::{optim::GradientsAccumulator, tensor::Device};
+    use rwkv7_core::{Rwkv7Config, Rwkv7Lm, layers::ChannelMix};
+
+    fn trainee(accumulation: usize) -> Trainee<ChannelMix> {
+        let config = Rwkv7Config {
+            head_size: 8,
+            ..Rwkv7Config::new(20, 2, 16)
+        };
+        Trainee {
+            model: config.init(&Device::flex().autodiff(), 3),
+            settings: StepSettings {
+                accumulation,
+                clip_norm: 1.0,
+                l2_wrap: true,
+            },
+            norm: NormSlot::default(),
+        }
+    }
+
+    fn batch(rows: std::ops::Range<i32>) -> LmBatch {
+        let ids: Vec<i32> = rows
+            .clone()
+            .flat_map(|r| (0..6).map(move |t| (7 * r + t) % 20))
+            .collect();
+        let batch = Batch {
+            rows: rows.len(),
+            targets: ids.iter().map(|id| (id + 1) % 20).collect(),
+            inputs: ids,
+            mask: None,
+        };
+        batch.to_device(&Device::flex().autodiff())
+    }
+
+    /// All gradients in a row.
+    fn flat(model: &Rwkv7Lm, grads: &GradientsParams) -> Vec<f32> {
+        struct Collect<'a>(&'a GradientsParams, Vec<f32>);
+        impl ModuleVisitor for Collect<'_> {
+            fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+                if let Some(grad) = self.0.get::<D>(param.id) {
+                    self.1.extend(grad.into_data().iter::<f32>());
+                }
+            }
+        }
+        let mut collect = Collect(grads, Vec::new());
+        model.visit(&mut collect);
+        collect.1
+    }
+
+    #[test]
+    fn accumulated_batches_have_the_gradient_of_one_large_batch() {
+        let whole = trainee(1);
+        let expected = flat(&whole.model, &TrainStep::step(&whole, batch(0..4)).grads);
+        let parts = Trainee {
+            settings: trainee(2).settings,
+            ..whole
+        };
+        let mut sum = GradientsAccumulator::new();
+        for rows in [0..2, 2..4] {
+            sum.accumulate(&parts, TrainStep::step(&parts, batch(rows)).grads);
+        }
+        let found = flat(&parts.model, &sum.grads());
+        let largest = expected.iter().fold(0.0_f32, |a, b| a.max(b.abs()));
+        assert!(expected.len() > 1000 && largest > 0.0);
+        for (a, b) in found.iter().zip(&expected) {
+            assert!((a - b).abs() < 1e-5 * largest, "{a} and {b}");
+        }
+    }
+
+    #[test]
+    fn clipping_scales_all_gradients_to_the_largest_norm_and_reports_the_old_one() {
+        let trainee = trainee(1);
+        let norm_of = |values: &[f32]| {
+            let squares = values.iter().map(|&x| f64::from(x).powi(2));
+            squares.sum::<f64>().sqrt()
+        };
+        for share in [0.1, 10.0] {
+            let mut grads = TrainStep::step(&trainee, batch(0..4)).grads;
+            let before = flat(&trainee.model, &grads);
+            let norm = norm_of(&before);
+            let reported = clip(&trainee.model, &mut grads, share * norm);
+            let reported = f64::from(reported.into_scalar::<f32>());
+            assert!((reported - norm).abs() < 1e-4 * norm, "{reported}, {norm}");
+            let after = flat(&trainee.model, &grads);
+            let factor = share.min(1.0) as f32;
+            for (a, b) in after.iter().zip(&before) {
+                assert!(
+                    (a - b * factor).abs() <= 1e-4 * b.abs() + 1e-9,
+                    "{a} and {b}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn each_step_keeps_its_own_norm() {
+        let trainee = trainee(1);
+        let step = |rows, norm: f32| {
+            let output = TrainStep::step(&trainee, batch(rows)).item;
+            let device = Device::flex();
+            trainee.norm.set(Tensor::from_floats([norm], &device));
+            output
+        };
+        let (first, second) = (step(0..2, 1.0), step(2..4, 2.0));
+        let norms = [first, second].map(|output| output.sync().unwrap().numbers.unwrap().norm);
+        assert_eq!(norms, [Some(1.0), Some(2.0)]);
+    }
 }

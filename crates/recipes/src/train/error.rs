@@ -1,0 +1,107 @@
+//! What can go wrong with a run.
+
+use std::{path::PathBuf, sync::Arc};
+
+use burn::train::TrainingError;
+use rwkv7_core::{checkpoint::CheckpointError, config::ConfigError, tokenizer::TokenizerError};
+
+use super::checkpoints::Damaged;
+use crate::{data::DataError, recipe::RecipeError};
+
+/// Why a run did not start or did not end well.
+#[derive(Debug, thiserror::Error)]
+pub enum TrainError {
+    /// The recipe.
+    #[error(transparent)]
+    Recipe(#[from] RecipeError),
+    /// The model's dimensions.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The tokenizer.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    /// The text.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// The trained model cannot be written.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// The output folder holds a run already.
+    #[error("{}: holds another run; go on with it by --resume, or choose another folder by --out", path.display())]
+    Occupied {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// There is nothing to resume.
+    #[error("{}: no run to resume; start one without --resume", path.display())]
+    NothingToResume {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// The run to resume has another recipe.
+    #[error(
+        "{}: the run was started with another recipe:\n  {}\nresume it with the same one; only `steps` may grow",
+        path.display(),
+        differences.join("\n  ")
+    )]
+    OtherRecipe {
+        /// The run's recipe file.
+        path: PathBuf,
+        /// One line a key.
+        differences: Vec<String>,
+    },
+    /// A file of the run cannot be read or written.
+    #[error("{}: cannot be read or written", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: std::io::Error,
+    },
+    /// A run that ended within an epoch cannot become longer: its next epochs would begin at other steps.
+    #[error(
+        "{}: the run ended after {steps} steps, within an epoch of {per_epoch}; it cannot go on to more steps, start another one",
+        path.display()
+    )]
+    EndedWithinEpoch {
+        /// The run's recipe file.
+        path: PathBuf,
+        /// Its steps.
+        steps: usize,
+        /// Steps of its epochs.
+        per_epoch: usize,
+    },
+    /// No checkpoint of the run to resume can be read.
+    #[error("{0}; no other checkpoint can be read either, start another run")]
+    Damaged(#[from] Damaged),
+    /// The loss became infinite or not a number.
+    #[error(
+        "the loss is {loss} at step {step}; start again with a lower learning_rate.peak or more learning_rate.warmup_steps"
+    )]
+    NotFinite {
+        /// The optimizer step, from 1.
+        step: usize,
+        /// The loss.
+        loss: f64,
+    },
+    /// Training was stopped, by the user or because the log cannot be written.
+    #[error(
+        "training stopped: {reason}; what was reached is in the newest checkpoint, --resume goes on from there"
+    )]
+    Stopped {
+        /// Why.
+        reason: String,
+    },
+    /// burn-train failed.
+    #[error("training failed")]
+    Failed {
+        /// The cause.
+        source: Arc<TrainingError>,
+    },
+    /// Burn does not accept the learning-rate schedule.
+    #[error("training cannot be set up: {reason}")]
+    Setup {
+        /// What Burn says.
+        reason: String,
+    },
+}

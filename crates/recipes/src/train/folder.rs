@@ -1,0 +1,87 @@
+//! The output folder: whether a run may start or go on in it.
+
+use std::path::Path;
+
+use rwkv7_core::atomic;
+
+use super::{TrainError, checkpoints};
+use crate::recipe::Recipe;
+
+/// The epochs that the run in `out` has done; 0 for a new one.
+pub fn check(
+    recipe: &Recipe,
+    out: &Path,
+    folder: &Path,
+    resume: bool,
+) -> Result<usize, TrainError> {
+    let file = out.join("recipe.json");
+    let path = out.to_path_buf();
+    if !resume {
+        let mut entries = out.read_dir().into_iter().flatten().flatten();
+        return if entries.all(|entry| is_leftover(&entry.file_name())) {
+            Ok(0)
+        } else {
+            Err(TrainError::Occupied { path })
+        };
+    }
+    if !file.is_file() {
+        return Err(TrainError::NothingToResume { path });
+    }
+    let text = std::fs::read_to_string(&file).map_err(|source| TrainError::File {
+        path: file.clone(),
+        source,
+    })?;
+    let before = Recipe::parse(&file.display().to_string(), &text)?;
+    if recipe.steps > before.steps && !before.steps.is_multiple_of(before.steps_per_epoch) {
+        return Err(TrainError::EndedWithinEpoch {
+            path: file,
+            steps: before.steps,
+            per_epoch: before.steps_per_epoch,
+        });
+    }
+    let allowed = Recipe {
+        steps: recipe.steps.max(before.steps),
+        ..before
+    };
+    if allowed != *recipe {
+        let differences = differences(&allowed.to_json(), &recipe.to_json(), "");
+        return Err(TrainError::OtherRecipe {
+            path: file,
+            differences,
+        });
+    }
+    Ok(checkpoints::newest_usable(folder)?)
+}
+
+/// Whether a run killed before it wrote its recipe left this behind.
+fn is_leftover(name: &std::ffi::OsStr) -> bool {
+    name.to_str()
+        .is_some_and(|name| name.starts_with(atomic::TEMPORARY))
+}
+
+fn differences(before: &serde_json::Value, now: &serde_json::Value, prefix: &str) -> Vec<String> {
+    match (before.as_object(), now.as_object()) {
+        (Some(a), Some(b)) => a
+            .iter()
+            .flat_map(|(key, value)| differences(value, &b[key], &format!("{prefix}{key}.")))
+            .collect(),
+        _ if before == now => Vec::new(),
+        _ => vec![format!(
+            "{}: {before} then, {now} now",
+            prefix.trim_end_matches('.')
+        )],
+    }
+}
+
+/// Writes a JSON file that is complete or not there.
+pub fn write_json(path: &Path, json: &serde_json::Value) -> Result<(), TrainError> {
+    atomic::write(path, |out| {
+        use std::io::Write;
+        serde_json::to_writer_pretty(&mut *out, json)?;
+        out.write_all(b"\n")
+    })
+    .map_err(|source| TrainError::File {
+        path: path.to_path_buf(),
+        source,
+    })
+}
