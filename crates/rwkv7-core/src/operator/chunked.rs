@@ -22,7 +22,7 @@ use burn::tensor::{Bool, Tensor};
 
 use super::Wkv7Input;
 
-/// Tokens per chunk, by measurement (`docs/src/performance.md`).
+/// Tokens per chunk: RWKV-LM's. The example `chunk_length` times others.
 pub const CHUNK: usize = 16;
 
 /// The operator over chunks of `chunk` tokens; any sequence length, differentiable by autodiff.
