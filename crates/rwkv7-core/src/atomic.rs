@@ -28,7 +28,7 @@ pub fn write(
     })
 }
 
-/// [`write`] for content that something else writes to a file of a given path.
+/// [`write()`] for content that something else writes to a file of a given path.
 ///
 /// # Errors
 ///
