@@ -22,8 +22,14 @@ use burn::tensor::{Bool, Tensor};
 
 use super::Wkv7Input;
 
-/// Tokens per chunk: RWKV-LM's. The example `chunk_length` times others.
+/// Tokens per chunk of short sequences.
 pub const CHUNK: usize = 16;
+
+/// Tokens per chunk, by measurement (`docs/src/performance.md`): short chunks do less work, but the backward pass of a
+/// long sequence pays for their number squared.
+pub fn chunk_length(time: usize) -> usize {
+    if time <= 64 { CHUNK } else { 64 }
+}
 
 /// The operator over chunks of `chunk` tokens; any sequence length, differentiable by autodiff.
 ///

@@ -82,7 +82,7 @@ pub fn wkv7(input: Wkv7Input, s0: Tensor<4>) -> (Tensor<4>, Tensor<4>) {
     let (y, state) = if time == 1 {
         oracle::wkv7(input, s0)
     } else {
-        chunked::wkv7(input, s0, chunked::CHUNK)
+        chunked::wkv7(input, s0, chunked::chunk_length(time))
     };
     (narrow(y, dtype), state)
 }
