@@ -65,7 +65,9 @@ pub fn run(args: Generate) -> Outcome {
     let mut out = io::stdout().lock();
     let mut count = 0;
     while count < args.max_tokens {
-        let id = sampler.sample(&logits)?;
+        // Models have a few more logits than the tokenizer has ids; those stand for no text.
+        let known = tokenizer.vocab_size().min(logits.len());
+        let id = sampler.sample(&logits[..known])?;
         count += 1;
         let step = Tensor::from_data([id as i32], &device);
         let (next_logits, next) = model.network.step(step, state);
