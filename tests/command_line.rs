@@ -7,7 +7,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rwkv7_core::checkpoint::Checkpoint;
+use rwkv7_core::{
+    Rwkv7Config,
+    checkpoint::{self, Checkpoint, Format},
+};
 use tempfile::TempDir;
 
 fn golden(name: &str) -> String {
@@ -359,6 +362,10 @@ fn wrong_input_is_named_and_nothing_is_written() {
     );
     place.fails(&train(&["--set", "steps=0"]), &["`steps` is 0"]);
     place.fails(
+        &train(&["--set", "max_digits=2"]),
+        &["`max_digits` is 2", "at least 3"],
+    );
+    place.fails(
         &train(&["--set", "model.head_size=7"]),
         &["n_embd", "multiple of head_size = 7"],
     );
@@ -443,6 +450,36 @@ fn wrong_input_is_named_and_nothing_is_written() {
         ],
         &["--context"],
     );
+}
+
+/// The World models have 65,536 logits and their vocabulary 65,530 ids: what has no text is never drawn.
+#[test]
+fn only_ids_of_the_tokenizer_are_generated() {
+    let place = Place::new();
+    let path = place.path("large-vocabulary.safetensors");
+    let device = burn::tensor::Device::default();
+    let config = Rwkv7Config {
+        head_size: 16,
+        ..Rwkv7Config::new(2048, 1, 32)
+    };
+    let network = config.init(&device, 0);
+    checkpoint::save(&path, &config, &network, Format::Official, None).unwrap();
+    let model = path.to_str().unwrap();
+    let printed = place.json(&[
+        "generate",
+        "--model",
+        model,
+        "--tokenizer",
+        "byte",
+        "--prompt",
+        "a",
+        "--temperature",
+        "10",
+        "--max-tokens",
+        "64",
+        "--json",
+    ]);
+    assert!(printed["tokens"].as_u64().unwrap() > 8, "{printed}");
 }
 
 #[test]

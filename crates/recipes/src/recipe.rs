@@ -368,11 +368,17 @@ impl Recipe {
             ("steps_per_epoch", self.steps_per_epoch),
             ("validation_batches", self.validation_batches),
             ("keep_checkpoints", self.keep_checkpoints),
-            ("max_digits", self.max_digits),
         ] {
             if value == 0 {
                 return wrong(key, &value, "at least 1");
             }
+        }
+        if self.max_digits < 3 {
+            return wrong(
+                "max_digits",
+                &self.max_digits,
+                "at least 3, as shorter numbers are all seen in training",
+            );
         }
         if self.task == Task::Text && self.data.is_empty() {
             return wrong("data", &"empty", "files or folders with text: --data PATH");

@@ -22,6 +22,16 @@ pub enum DataError {
         /// The cause.
         source: std::io::Error,
     },
+    /// A compressed file that does not decompress.
+    #[error("{}: the compressed data is damaged or cut off after {offset} bytes of text; get the file again", path.display())]
+    Compressed {
+        /// The file.
+        path: PathBuf,
+        /// Bytes of text read before.
+        offset: u64,
+        /// The cause.
+        source: std::io::Error,
+    },
     /// The token file cannot be written.
     #[error("{}: cannot be written; set XDG_CACHE_HOME to a folder with room", path.display())]
     Write {

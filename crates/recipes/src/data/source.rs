@@ -1,6 +1,7 @@
 //! Documents from files: plain text, `.jsonl`, folders of these, and `.gz` or `.zst` of them.
 
 use std::{
+    collections::HashSet,
     fs::File,
     io::{self, BufRead, BufReader, Read},
     path::{Path, PathBuf},
@@ -11,6 +12,9 @@ use super::DataError;
 /// Plain text is handed on in pieces of about this size, split at line ends: memory stays constant, and only a token
 /// that would span such a split is lost.
 const PIECE: usize = 1 << 20;
+
+/// What some editors write at the start of a UTF-8 file.
+const BYTE_ORDER_MARK: char = '\u{feff}';
 
 /// What a source hands on.
 #[derive(Debug, PartialEq, Eq)]
@@ -35,7 +39,7 @@ pub fn files(paths: &[PathBuf]) -> Result<Vec<PathBuf>, DataError> {
             continue;
         }
         let before = found.len();
-        search(path, &mut found)?;
+        search(path, &mut found, &mut HashSet::new())?;
         if found.len() == before {
             return Err(DataError::NoText { path: path.clone() });
         }
@@ -43,7 +47,16 @@ pub fn files(paths: &[PathBuf]) -> Result<Vec<PathBuf>, DataError> {
     Ok(found)
 }
 
-fn search(folder: &Path, found: &mut Vec<PathBuf>) -> Result<(), DataError> {
+/// `seen` holds the real paths of the folders searched, as links may lead in circles.
+fn search(
+    folder: &Path,
+    found: &mut Vec<PathBuf>,
+    seen: &mut HashSet<PathBuf>,
+) -> Result<(), DataError> {
+    let real = folder.canonicalize().map_err(|e| read_error(folder, e))?;
+    if !seen.insert(real) {
+        return Ok(());
+    }
     let entries = folder.read_dir().map_err(|e| read_error(folder, e))?;
     let mut paths = entries
         .map(|entry| entry.map(|e| e.path()))
@@ -52,7 +65,7 @@ fn search(folder: &Path, found: &mut Vec<PathBuf>) -> Result<(), DataError> {
     paths.sort();
     for path in paths {
         if path.is_dir() {
-            search(&path, found)?;
+            search(&path, found, seen)?;
         } else if matches!(extensions(&path).0, "txt" | "md" | "jsonl") {
             found.push(path);
         }
@@ -75,12 +88,12 @@ fn extensions(path: &Path) -> (&str, &str) {
 /// # Errors
 ///
 /// [`DataError`] names the file and the place in it; also whatever `each` returns.
-pub fn read(
+pub fn read<E: From<DataError>>(
     path: &Path,
     text_field: &str,
     progress: &dyn Fn(u64),
-    each: &mut dyn FnMut(Piece) -> Result<(), DataError>,
-) -> Result<(), DataError> {
+    each: &mut dyn FnMut(Piece) -> Result<(), E>,
+) -> Result<(), E> {
     let file = File::open(path).map_err(|e| read_error(path, e))?;
     let counted = Counted {
         inner: BufReader::with_capacity(1 << 16, file),
@@ -95,6 +108,7 @@ pub fn read(
     let mut lines = Lines {
         path,
         reader: BufReader::with_capacity(1 << 16, reader),
+        compressed: !compression.is_empty(),
         offset: 0,
     };
     if kind == "jsonl" {
@@ -104,11 +118,11 @@ pub fn read(
     }
 }
 
-fn plain_text(
+fn plain_text<E: From<DataError>>(
     path: &Path,
     lines: &mut Lines,
-    each: &mut dyn FnMut(Piece) -> Result<(), DataError>,
-) -> Result<(), DataError> {
+    each: &mut dyn FnMut(Piece) -> Result<(), E>,
+) -> Result<(), E> {
     let mut piece = String::new();
     let mut any = false;
     while lines.append(&mut piece)? {
@@ -121,7 +135,8 @@ fn plain_text(
     if !any {
         return Err(DataError::Empty {
             path: path.to_path_buf(),
-        });
+        }
+        .into());
     }
     if !piece.is_empty() {
         each(Piece::Text(&piece))?;
@@ -129,12 +144,12 @@ fn plain_text(
     each(Piece::End)
 }
 
-fn json_lines(
+fn json_lines<E: From<DataError>>(
     path: &Path,
     lines: &mut Lines,
     text_field: &str,
-    each: &mut dyn FnMut(Piece) -> Result<(), DataError>,
-) -> Result<(), DataError> {
+    each: &mut dyn FnMut(Piece) -> Result<(), E>,
+) -> Result<(), E> {
     let mut line = String::new();
     let mut any = false;
     for number in 1.. {
@@ -173,7 +188,8 @@ fn json_lines(
     } else {
         Err(DataError::Empty {
             path: path.to_path_buf(),
-        })
+        }
+        .into())
     }
 }
 
@@ -184,10 +200,11 @@ fn read_error(path: &Path, source: io::Error) -> DataError {
     }
 }
 
-/// Lines of a text, checked to be UTF-8.
+/// Lines of a text, checked to be UTF-8; a byte order mark at its start is not part of it.
 struct Lines<'a> {
     path: &'a Path,
     reader: BufReader<Box<dyn Read + 'a>>,
+    compressed: bool,
     offset: u64,
 }
 
@@ -198,8 +215,11 @@ impl Lines<'_> {
         let read = self
             .reader
             .read_until(b'\n', &mut line)
-            .map_err(|e| read_error(self.path, e))?;
+            .map_err(|source| self.read_error(source, line.len()))?;
         match std::str::from_utf8(&line) {
+            Ok(line) if self.offset == 0 => {
+                text.push_str(line.strip_prefix(BYTE_ORDER_MARK).unwrap_or(line));
+            }
             Ok(line) => text.push_str(line),
             Err(error) => {
                 return Err(DataError::NotUtf8 {
@@ -210,6 +230,20 @@ impl Lines<'_> {
         }
         self.offset += read as u64;
         Ok(read > 0)
+    }
+
+    fn read_error(&self, source: io::Error, read: usize) -> DataError {
+        let path = self.path.to_path_buf();
+        if self.compressed {
+            let offset = self.offset + read as u64;
+            DataError::Compressed {
+                path,
+                offset,
+                source,
+            }
+        } else {
+            DataError::Read { path, source }
+        }
     }
 }
 
@@ -241,7 +275,7 @@ mod tests {
                 Piece::Text(text) => documents.last_mut().unwrap().push_str(text),
                 Piece::End => documents.push(String::new()),
             }
-            Ok(())
+            Ok::<_, DataError>(())
         })?;
         documents.pop();
         Ok(documents)
@@ -283,6 +317,28 @@ mod tests {
     }
 
     #[test]
+    fn a_byte_order_mark_is_no_text() {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, content) in [("a.txt", "ab\n"), ("a.jsonl", "{\"text\": \"ab\\n\"}\n")] {
+            let path = folder.path().join(name);
+            std::fs::write(&path, format!("\u{feff}{content}")).unwrap();
+            assert_eq!(documents(&path).unwrap(), ["ab\n"]);
+        }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn links_in_circles_are_followed_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let inner = folder.path().join("inner");
+        std::fs::create_dir(&inner).unwrap();
+        std::fs::write(inner.join("a.txt"), "text").unwrap();
+        std::os::unix::fs::symlink(folder.path(), inner.join("up")).unwrap();
+        let found = files(&[folder.path().to_path_buf()]).unwrap();
+        assert_eq!(found, [inner.join("a.txt")]);
+    }
+
+    #[test]
     fn long_text_is_handed_on_in_pieces_that_lose_nothing() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("long.txt");
@@ -311,7 +367,7 @@ mod tests {
         check(
             "cut.txt.gz",
             &[0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 0xff, 1],
-            "cannot be read",
+            "damaged or cut off after 0 bytes of text",
         );
         let error = files(&[file("nowhere")]).unwrap_err().to_string();
         assert!(error.contains("nowhere"), "{error}");

@@ -149,8 +149,7 @@ impl Corpus<'_> {
         let vocab_size = self.tokenizer.vocab_size();
         let end = self.tokenizer.end_of_text();
         for file in files {
-            let mut failed = None;
-            let result = source::read(
+            source::read(
                 file,
                 self.text_field,
                 &|bytes| bar.inc(bytes),
@@ -166,21 +165,13 @@ impl Corpus<'_> {
                         Piece::End => vec![end],
                     };
                     if let Some(&id) = ids.iter().find(|&&id| id as usize >= vocab_size) {
-                        return Err(tokenizer_error(TokenizerError::UnknownId {
-                            id,
-                            vocab_size,
-                        }));
+                        return Err(
+                            tokenizer_error(TokenizerError::UnknownId { id, vocab_size }).into(),
+                        );
                     }
-                    if failed.is_none() {
-                        failed = out.push(&ids).err();
-                    }
-                    Ok(())
+                    out.push(&ids).map_err(WriteError::Io)
                 },
-            );
-            if let Some(error) = failed {
-                return Err(WriteError::Io(error));
-            }
-            result.map_err(WriteError::Data)?;
+            )?;
         }
         bar.finish_and_clear();
         Ok(())
@@ -190,6 +181,12 @@ impl Corpus<'_> {
 enum WriteError {
     Io(std::io::Error),
     Data(DataError),
+}
+
+impl From<DataError> for WriteError {
+    fn from(error: DataError) -> Self {
+        Self::Data(error)
+    }
 }
 
 struct Writer {
@@ -254,9 +251,14 @@ impl TokenFile {
         let [width, checksum, low, high] = [0, 1, 2, 3].map(|i| u32::from_le_bytes(words[i]));
         let count = u64::from(low) | u64::from(high) << 32;
         let width = width as usize;
-        let expected = HEADER as u64 + count * width as u64;
-        if !matches!(width, 2 | 4) || map.len() as u64 != expected {
-            return Err(damaged(format!("{} bytes, expected {expected}", map.len())));
+        if !matches!(width, 2 | 4) {
+            return Err(damaged(format!("ids of {width} bytes, expected 2 or 4")));
+        }
+        let found = (map.len() - HEADER) as u64;
+        if count.checked_mul(width as u64) != Some(found) {
+            return Err(damaged(format!(
+                "{found} bytes of ids, expected {count} ids of {width} bytes"
+            )));
         }
         if crc32fast::hash(&map[HEADER..]) != checksum {
             return Err(damaged("its checksum is wrong".into()));
