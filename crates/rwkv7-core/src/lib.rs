@@ -17,6 +17,7 @@ pub mod state;
 pub mod tokenizer;
 
 mod model;
+mod taps;
 
 pub use config::Rwkv7Config;
 pub use model::{Rwkv7, Rwkv7Lm};

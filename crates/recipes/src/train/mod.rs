@@ -55,10 +55,10 @@ use folder::write_json;
 use journal::{Journal, Steps};
 use metrics::Track;
 use progress::PlainProgress;
-use trainee::{NormSlot, StepSettings, Trainee};
 
 pub use checkpoints::Damaged;
 pub use error::TrainError;
+pub use trainee::{StepOutput, StepSettings, Trainee};
 
 /// How a run is started.
 #[derive(Clone, Copy, Debug, Default)]
@@ -141,15 +141,12 @@ pub fn train(
     let history = journal.history();
 
     let device = device.clone().autodiff();
-    let trainee = Trainee {
-        model: config.init(&device, recipe.seed),
-        settings: StepSettings {
-            accumulation: recipe.accumulation,
-            clip_norm: recipe.clip_norm,
-            l2_wrap: recipe.l2_wrap,
-        },
-        norm: NormSlot::default(),
+    let settings = StepSettings {
+        accumulation: recipe.accumulation,
+        clip_norm: recipe.clip_norm,
+        l2_wrap: recipe.l2_wrap,
     };
+    let trainee = Trainee::new(config.init(&device, recipe.seed), settings);
     let parameters = trainee.num_params();
     eprintln!(
         "{parameters} parameters, epochs {} to {} of {} steps, output in {}",

@@ -34,15 +34,15 @@ pub struct Trainee<M: SecondHalf> {
     /// How it is trained.
     #[module(skip)]
     pub settings: StepSettings,
-    /// Where the optimizer step leaves the gradients' norm for the metrics.
+    // Where the optimizer step leaves the gradients' norm for the metrics.
     #[module(skip)]
-    pub norm: NormSlot,
+    norm: NormSlot,
 }
 
 /// Where an optimizer step leaves the gradients' global norm. Every step has a cell of its own, because burn-train's
 /// metric thread reads the results of a step while the next ones run.
 #[derive(Clone, Debug, Default)]
-pub struct NormSlot(Arc<Mutex<NormCell>>);
+struct NormSlot(Arc<Mutex<NormCell>>);
 
 /// The gradients' global norm of one step, `[1]`; empty until its optimizer step.
 type NormCell = Arc<OnceLock<Tensor<1>>>;
@@ -108,6 +108,15 @@ impl ItemLazy for StepOutput {
 }
 
 impl<M: SecondHalf> Trainee<M> {
+    /// A model to be trained like this.
+    pub fn new(model: Rwkv7<M>, settings: StepSettings) -> Self {
+        Self {
+            model,
+            settings,
+            norm: NormSlot::default(),
+        }
+    }
+
     /// Mean loss and logits' hits on a batch, and the logits.
     fn run(&self, batch: LmBatch) -> (Tensor<1>, Tensor<3>, StepOutput) {
         let [rows, time] = batch.inputs.dims();

@@ -31,37 +31,105 @@ pub fn chunk_length(time: usize) -> usize {
     if time <= 64 { CHUNK } else { 64 }
 }
 
+/// What [`wkv7_traced`] leaves for [`sse`]; `[batch, heads, chunks, chunk, size]` unless said otherwise.
+#[derive(Clone, Debug)]
+pub struct Trace {
+    /// Ǩ, relative to mid-chunk.
+    k: Tensor<5>,
+    /// B̌, relative to mid-chunk.
+    b: Tensor<5>,
+    /// V.
+    v: Tensor<5>,
+    /// SA.
+    sa: Tensor<5>,
+    /// e^G relative to mid-chunk.
+    decay: Tensor<5>,
+    /// States before each chunk, relative to mid-chunk, `[batch, heads, chunks, value, key]`.
+    starts: Tensor<5>,
+    /// Tokens without the padding.
+    time: usize,
+}
+
+impl Trace {
+    /// `[batch, time, heads, value]`.
+    pub(super) fn query_shape(&self) -> [usize; 4] {
+        let [batch, heads, _, _, value] = self.v.dims();
+        [batch, self.time, heads, value]
+    }
+}
+
 /// The operator over chunks of `chunk` tokens; any sequence length, differentiable by autodiff.
 ///
 /// # Panics
 ///
 /// If `chunk` is not a power of two between 2 and 128: beyond that f32 loses the products of decays.
 pub fn wkv7(input: Wkv7Input, s0: Tensor<4>, chunk: usize) -> (Tensor<4>, Tensor<4>) {
+    let (y, state, _) = wkv7_traced(input, s0, chunk);
+    (y, state)
+}
+
+/// `z_t = x_t S_t` for a traced call:
+/// `Z = e^G (X S0 + tril(X Vᵀ) Ǩ + tril(X SAᵀ) B̌)`.
+pub fn sse(x: Tensor<4>, trace: &Trace) -> Tensor<4> {
+    let chunk = trace.v.dims()[3];
+    let future = later_tokens(chunk, 0, &x.device());
+    let x = fold(x, chunk);
+    let scores = |values: &Tensor<5>| {
+        let scores = x.clone().matmul(values.clone().transpose());
+        let dims = scores.dims();
+        scores.mask_fill(future.clone().expand(dims), 0.0)
+    };
+    let z = x.clone().matmul(trace.starts.clone())
+        + scores(&trace.v).matmul(trace.k.clone())
+        + scores(&trace.sa).matmul(trace.b.clone());
+    unfold(z * trace.decay.clone(), trace.time)
+}
+
+/// `[batch, time, heads, size] -> [batch, heads, chunks, chunk, size]`; padding with zeros is a step that does nothing.
+fn fold(x: Tensor<4>, chunk: usize) -> Tensor<5> {
+    let [batch, time, heads, size] = x.dims();
+    let chunks = time.div_ceil(chunk);
+    let missing = chunks * chunk - time;
+    let x = if missing == 0 {
+        x
+    } else {
+        let zeros = Tensor::zeros([batch, missing, heads, size], (&x.device(), x.dtype()));
+        Tensor::cat(vec![x, zeros], 1)
+    };
+    x.reshape([batch, chunks, chunk, heads, size])
+        .permute([0, 3, 1, 2, 4])
+}
+
+/// The inverse of [`fold`].
+fn unfold(x: Tensor<5>, time: usize) -> Tensor<4> {
+    let [batch, heads, chunks, chunk, size] = x.dims();
+    let x = x
+        .permute([0, 2, 3, 1, 4])
+        .reshape([batch, chunks * chunk, heads, size]);
+    if chunks * chunk == time {
+        x
+    } else {
+        x.narrow(1, 0, time)
+    }
+}
+
+/// [`wkv7`], and what [`sse`] needs.
+///
+/// # Panics
+///
+/// As [`wkv7`].
+pub fn wkv7_traced(input: Wkv7Input, s0: Tensor<4>, chunk: usize) -> (Tensor<4>, Tensor<4>, Trace) {
     assert!(
         chunk.is_power_of_two() && (2..=128).contains(&chunk),
         "wkv7: the chunk length is {chunk}, expected a power of two from 2 to 128"
     );
-    let [batch, time, heads, key] = input.r.dims();
-    let value = input.v.dims()[3];
+    let [_, time, _, key] = input.r.dims();
     let chunk = chunk.min(time.next_power_of_two().max(2));
     let chunks = time.div_ceil(chunk);
     let device = input.r.device();
     let dtype = input.r.dtype();
-
-    // [batch, time, heads, size] -> [batch, heads, chunks, chunk, size]; padding with zeros is a step that does nothing.
-    let fold = |x: Tensor<4>| {
-        let size = x.dims()[3];
-        let missing = chunks * chunk - time;
-        let x = if missing == 0 {
-            x
-        } else {
-            let zeros = Tensor::zeros([batch, missing, heads, size], (&device, dtype));
-            Tensor::cat(vec![x, zeros], 1)
-        };
-        x.reshape([batch, chunks, chunk, heads, size])
-            .permute([0, 3, 1, 2, 4])
-    };
-    let [r, g, k, v, a, b] = [input.r, input.log_w, input.k, input.v, input.a, input.b].map(fold);
+    let [r, g, k, v, a, b] =
+        [input.r, input.log_w, input.k, input.v, input.a, input.b].map(|x| fold(x, chunk));
 
     let inclusive = g.clone().cumsum(3);
     let total = inclusive.clone().narrow(3, chunk - 1, 1); // [batch, heads, chunks, 1, key]
@@ -70,7 +138,8 @@ pub fn wkv7(input: Wkv7Input, s0: Tensor<4>, chunk: usize) -> (Tensor<4>, Tensor
     // Everything is scaled relative to mid-chunk; these lead from the chunk's start there, and from there to its end.
     let enter = middle.clone().exp();
     let leave = (total.clone() - middle).exp();
-    let r = r * relative.clone().exp();
+    let decay = relative.clone().exp();
+    let r = r * decay.clone();
     let a = a * (relative.clone() - g).exp();
     let stretch = relative.neg().exp();
     let k = k * stretch.clone();
@@ -104,7 +173,9 @@ pub fn wkv7(input: Wkv7Input, s0: Tensor<4>, chunk: usize) -> (Tensor<4>, Tensor
         .reshape([1, 1, 1, key, key]);
     let transition =
         identity * total.exp() + reads.clone().transpose().matmul(b.clone()) * leave.clone();
-    let update = (v.clone().transpose().matmul(k) + writes.clone().transpose().matmul(b)) * leave;
+    let update =
+        v.clone().transpose().matmul(k.clone()) + writes.clone().transpose().matmul(b.clone());
+    let update = update * leave;
 
     let mut state = s0.unsqueeze_dim::<5>(2); // [batch, heads, 1, value, key]
     let mut starts = Vec::with_capacity(chunks);
@@ -116,16 +187,18 @@ pub fn wkv7(input: Wkv7Input, s0: Tensor<4>, chunk: usize) -> (Tensor<4>, Tensor
     let starts = Tensor::cat(starts, 2); // [batch, heads, chunks, value, key]
 
     let sa = reads.matmul(starts.clone().transpose()) + writes;
-    let y = r.matmul((starts * enter).transpose()) + rk.matmul(v) + rb.matmul(sa);
-    let y = y
-        .permute([0, 2, 3, 1, 4])
-        .reshape([batch, chunks * chunk, heads, value]);
-    let y = if chunks * chunk == time {
-        y
-    } else {
-        y.narrow(1, 0, time)
+    let starts = starts * enter;
+    let y = r.matmul(starts.clone().transpose()) + rk.matmul(v.clone()) + rb.matmul(sa.clone());
+    let trace = Trace {
+        k,
+        b,
+        v,
+        sa,
+        decay,
+        starts,
+        time,
     };
-    (y, state.squeeze_dim::<4>(2))
+    (unfold(y, time), state.squeeze_dim::<4>(2), trace)
 }
 
 /// True above the given diagonal: what token `row` must not see. `[1, 1, 1, n, n]`.

@@ -19,15 +19,26 @@
 //! | b | removal weight | κ̂ ⊙ a | `[batch, time, heads, key]` |
 //! | S0 | state before the first token | carried | `[batch, heads, value, key]` |
 //!
-//! Two forms compute it: [`oracle::wkv7`], token by token, is what every other form is tested against;
-//! [`chunked::wkv7`] does the same with matrix products over chunks of tokens. [`wkv7`] chooses.
+//! Every later read of the states, [`sse`], asks the other way round: `z_t = x_t S_t` for queries `x` that are known only
+//! after y.
+//!
+//! Three forms compute it. [`oracle`], token by token, is what the others are tested against. [`chunked`] does the same with
+//! matrix products over chunks of tokens, in plain tensor operations. The third is a custom operation with hand-written
+//! gradients for the CPU and for GPUs. [`wkv7`] takes the custom one for f32 and half precision where there is one, and the
+//! chunked one elsewhere; the environment variable `RWKV7_OPERATOR` set to `chunked` or `oracle` overrides that, to find out
+//! whether a driver computes the custom operation wrongly.
 
+mod backend;
 pub mod chunked;
+#[cfg(feature = "flex")]
+mod cpu;
 pub mod oracle;
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests;
+
+use std::sync::OnceLock;
 
 use burn::tensor::{DType, FloatDType, Tensor};
 
@@ -48,43 +59,169 @@ pub struct Wkv7Input {
     pub b: Tensor<4>,
 }
 
+impl Wkv7Input {
+    /// Every tensor with its name.
+    pub fn named(&self) -> [(&'static str, &Tensor<4>); 6] {
+        [
+            ("r", &self.r),
+            ("log_w", &self.log_w),
+            ("k", &self.k),
+            ("v", &self.v),
+            ("a", &self.a),
+            ("b", &self.b),
+        ]
+    }
+
+    /// The same with every tensor changed by `f`.
+    pub fn map(self, f: impl Fn(Tensor<4>) -> Tensor<4>) -> Self {
+        Self {
+            r: f(self.r),
+            log_w: f(self.log_w),
+            k: f(self.k),
+            v: f(self.v),
+            a: f(self.a),
+            b: f(self.b),
+        }
+    }
+}
+
+/// What [`wkv7_traced`] leaves for reads of the states it went through.
+#[derive(Clone, Debug)]
+pub struct Trace(Form);
+
+#[derive(Clone, Debug)]
+enum Form {
+    Custom(Box<backend::Trace>),
+    Chunked(Box<chunked::Trace>),
+    Oracle(Box<Tensor<5>>),
+}
+
+/// Which form computes the operator.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Choice {
+    Custom,
+    Chunked,
+    Oracle,
+}
+
+impl Choice {
+    fn of(input: &Wkv7Input) -> Self {
+        static OVERRIDE: OnceLock<Option<Choice>> = OnceLock::new();
+        let asked = OVERRIDE.get_or_init(|| match std::env::var("RWKV7_OPERATOR").as_deref() {
+            Ok("chunked") => Some(Self::Chunked),
+            Ok("oracle") => Some(Self::Oracle),
+            Ok("custom") | Err(_) => None,
+            Ok(other) => {
+                panic!("RWKV7_OPERATOR is `{other}`, expected custom, chunked or oracle")
+            }
+        });
+        if let Some(asked) = asked {
+            return *asked;
+        }
+        let [_, time, _, key] = input.r.dims();
+        let value = input.v.dims()[3];
+        if input.r.dtype() != DType::F64 && backend::runs_on(&input.r.device(), value, key) {
+            Self::Custom
+        } else if time == 1 {
+            Self::Oracle
+        } else {
+            Self::Chunked
+        }
+    }
+}
+
 /// Runs the WKV-7 recurrence: returns `y [batch, time, heads, value]` and the state after the last token
 /// `[batch, heads, value, key]`.
 ///
 /// Half-precision inputs are widened: the state and all sums are f32 (f64 for f64 inputs); `y` comes back in the dtype
-/// of `v`. The decay is passed as its logarithm because a decay near 1 does not survive in half precision.
+/// of `v`. The decay is passed as its logarithm because a decay near 1 does not survive in half precision. Gradients flow
+/// into all seven inputs, from y and from the state.
 ///
 /// # Panics
 ///
-/// If the shapes do not agree; the message names the input.
+/// If shapes, dtypes or devices do not fit; the message names the input.
 pub fn wkv7(input: Wkv7Input, s0: Tensor<4>) -> (Tensor<4>, Tensor<4>) {
-    check_shapes(&input, &s0);
+    check(&input, &s0);
     let dtype = input.v.dtype();
-    let Wkv7Input {
-        r,
-        log_w,
-        k,
-        v,
-        a,
-        b,
-    } = input;
-    let [r, log_w, k, v, a, b] = [r, log_w, k, v, a, b].map(widen);
-    let s0 = narrow(s0, r.dtype());
-    let time = r.dims()[1];
-    let input = Wkv7Input {
-        r,
-        log_w,
-        k,
-        v,
-        a,
-        b,
-    };
-    let (y, state) = if time == 1 {
-        oracle::wkv7(input, s0)
-    } else {
-        chunked::wkv7(input, s0, chunked::chunk_length(time))
+    let input = input.map(widen);
+    let s0 = narrow(s0, input.r.dtype());
+    let (y, state) = match Choice::of(&input) {
+        Choice::Custom => backend::wkv7(input, s0),
+        Choice::Chunked => {
+            let chunk = chunked::chunk_length(input.r.dims()[1]);
+            chunked::wkv7(input, s0, chunk)
+        }
+        Choice::Oracle => oracle::wkv7(input, s0),
     };
     (narrow(y, dtype), state)
+}
+
+/// [`wkv7`], and what [`sse`] needs to read the states it goes through.
+///
+/// # Panics
+///
+/// As [`wkv7`].
+pub fn wkv7_traced(input: Wkv7Input, s0: Tensor<4>) -> (Tensor<4>, Tensor<4>, Trace) {
+    check(&input, &s0);
+    let dtype = input.v.dtype();
+    let input = input.map(widen);
+    let s0 = narrow(s0, input.r.dtype());
+    let (y, state, form) = match Choice::of(&input) {
+        Choice::Custom => {
+            let (y, state, trace) = backend::wkv7_traced(input, s0);
+            (y, state, Form::Custom(Box::new(trace)))
+        }
+        Choice::Chunked => {
+            let chunk = chunked::chunk_length(input.r.dims()[1]);
+            let (y, state, trace) = chunked::wkv7_traced(input, s0, chunk);
+            (y, state, Form::Chunked(Box::new(trace)))
+        }
+        Choice::Oracle => {
+            let (y, state, states) = oracle::wkv7_traced(input, s0);
+            (y, state, Form::Oracle(Box::new(states)))
+        }
+    };
+    (narrow(y, dtype), state, Trace(form))
+}
+
+/// Reads the state after every token: `z_t = x_t S_t`, `[batch, time, heads, key]`, for `x [batch, time, heads, value]`.
+///
+/// The Self-State Encoder of Meta-State (arXiv 2504.08247, eq. 1) before its nonlinearity. Computed in the dtype of the
+/// traced call, returned in that of `x`. Gradients flow into `x` and, through the trace, into every input of the traced
+/// call, in the one backward pass that it has anyway.
+///
+/// # Panics
+///
+/// If the shape of `x` does not fit the traced call.
+pub fn sse(x: Tensor<4>, trace: &Trace) -> Tensor<4> {
+    let dtype = x.dtype();
+    let expected = trace.query_shape();
+    let found = x.dims();
+    assert!(
+        found == expected,
+        "sse: x has shape {found:?}, the traced call expects {expected:?}"
+    );
+    let x = widen(x);
+    let z = match &trace.0 {
+        Form::Custom(trace) => backend::sse(x, trace),
+        Form::Chunked(trace) => chunked::sse(x, trace),
+        Form::Oracle(states) => oracle::sse(x, states),
+    };
+    narrow(z, dtype)
+}
+
+impl Trace {
+    /// `[batch, time, heads, value]`.
+    fn query_shape(&self) -> [usize; 4] {
+        match &self.0 {
+            Form::Custom(trace) => trace.input.v.dims(),
+            Form::Chunked(trace) => trace.query_shape(),
+            Form::Oracle(states) => {
+                let [batch, time, heads, value, _] = states.dims();
+                [batch, time, heads, value]
+            }
+        }
+    }
 }
 
 /// f16 and bf16 become f32; f32 and f64 stay.
@@ -104,32 +241,39 @@ pub(crate) fn narrow<const D: usize>(x: Tensor<D>, dtype: DType) -> Tensor<D> {
     }
 }
 
-fn check_shapes(input: &Wkv7Input, s0: &Tensor<4>) {
+fn check(input: &Wkv7Input, s0: &Tensor<4>) {
     let [batch, time, heads, key] = input.r.dims();
     assert!(time > 0, "wkv7: the sequence is empty");
-    for (name, tensor) in [
-        ("log_w", &input.log_w),
-        ("k", &input.k),
-        ("a", &input.a),
-        ("b", &input.b),
-    ] {
-        let found = tensor.dims();
+    let value = input.v.dims()[3];
+    let wide = matches!(input.r.dtype(), DType::F64);
+    let device = input.r.device();
+    for (name, tensor) in input.named() {
+        let size = if name == "v" { value } else { key };
+        let (found, expected) = (tensor.dims(), [batch, time, heads, size]);
         assert!(
-            found == [batch, time, heads, key],
+            found == expected,
             "wkv7: {name} has shape {found:?}, r has {:?}",
             [batch, time, heads, key]
         );
+        let found = tensor.dtype();
+        assert!(
+            matches!(found, DType::F16 | DType::BF16 | DType::F32 | DType::F64)
+                && (found == DType::F64) == wide,
+            "wkv7: {name} is {found:?}, r is {:?}; expected f32, f16 or bf16, or f64 for all",
+            input.r.dtype()
+        );
+        let found = tensor.device();
+        assert!(
+            found == device,
+            "wkv7: {name} is on {found:?}, r on {device:?}"
+        );
     }
-    let found = input.v.dims();
-    assert!(
-        found[..3] == [batch, time, heads],
-        "wkv7: v has shape {found:?}, r has {:?}",
-        [batch, time, heads, key]
-    );
-    let expected = [batch, heads, found[3], key];
+    let expected = [batch, heads, value, key];
     let found = s0.dims();
     assert!(
         found == expected,
         "wkv7: S0 has shape {found:?}, expected {expected:?}"
     );
+    let found = s0.device();
+    assert!(found == device, "wkv7: S0 is on {found:?}, r on {device:?}");
 }

@@ -1,0 +1,225 @@
+//! The operator as a custom Burn operation with hand-written gradients: on the CPU (Flex) and on GPUs (CubeCL).
+
+mod autodiff;
+#[cfg(feature = "flex")]
+mod flex;
+
+use burn::{
+    backend::{
+        Backend, Dispatch, DispatchDevice, ExtensionType, backend_extension, tensor::FloatTensor,
+    },
+    tensor::{Device, Tensor},
+};
+
+#[cfg(feature = "gpu")]
+use burn::backend::fusion::custom::TensorSpec;
+
+use super::Wkv7Input;
+use crate::taps::Taps;
+
+/// Tokens between the states that a GPU keeps for the backward pass and for reads of the states.
+#[cfg(feature = "gpu")]
+const CHUNK: usize = 16;
+
+/// The operator's inputs for each token, or their gradients; shapes as in [`Wkv7Input`](super::Wkv7Input), f32.
+#[derive(Clone, Debug, ExtensionType)]
+#[extension_type(fusion: cfg(feature = "gpu"))]
+pub struct TokenTensors<B: Backend> {
+    /// Receptance.
+    pub r: FloatTensor<B>,
+    /// Log decay.
+    pub log_w: FloatTensor<B>,
+    /// Replacement key.
+    pub k: FloatTensor<B>,
+    /// Value.
+    pub v: FloatTensor<B>,
+    /// Removal direction.
+    pub a: FloatTensor<B>,
+    /// Removal weight.
+    pub b: FloatTensor<B>,
+}
+
+/// The custom operation; [`wkv7`](super::wkv7) and [`sse`](super::sse) call it.
+///
+/// Shapes are not checked here. `starts [batch, heads, chunks, value, key]` holds the state before each of some chunks of
+/// tokens, in a layout that is the backend's own.
+#[backend_extension(
+    Cube: cfg(feature = "gpu"),
+    Flex: cfg(feature = "flex"),
+    Fusion: cfg(feature = "gpu"),
+    Autodiff,
+)]
+pub trait Wkv7Ops: Backend {
+    /// `(y, S_T)`.
+    #[fusion(meta = forward_meta)]
+    fn wkv7_forward(
+        #[extension_type] input: TokenTensors<Self>,
+        s0: FloatTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>);
+
+    /// `(y, S_T, starts)`.
+    #[fusion(meta = traced_meta)]
+    fn wkv7_traced(
+        #[extension_type] input: TokenTensors<Self>,
+        s0: FloatTensor<Self>,
+        taps: Taps,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
+
+    /// `z_t = x_t S_t` for queries `x [batch, time, heads, value]`.
+    #[fusion(meta = read_meta)]
+    fn wkv7_read(
+        x: FloatTensor<Self>,
+        #[extension_type] input: TokenTensors<Self>,
+        s0: FloatTensor<Self>,
+        starts: FloatTensor<Self>,
+        taps: Taps,
+    ) -> FloatTensor<Self>;
+
+    /// Gradients of the token inputs and of S0.
+    #[fusion(meta = backward_meta)]
+    fn wkv7_backward(
+        #[extension_type] input: TokenTensors<Self>,
+        starts: FloatTensor<Self>,
+        dy: FloatTensor<Self>,
+        d_state: FloatTensor<Self>,
+    ) -> (TokenTensors<Self>, FloatTensor<Self>);
+
+    /// [`wkv7_backward`](Self::wkv7_backward) of a call whose states were also read with `x`, and that read's `dL/dz`.
+    #[fusion(meta = read_backward_meta)]
+    fn wkv7_read_backward(
+        #[extension_type] input: TokenTensors<Self>,
+        starts: FloatTensor<Self>,
+        dy: FloatTensor<Self>,
+        d_state: FloatTensor<Self>,
+        x: FloatTensor<Self>,
+        dz: FloatTensor<Self>,
+    ) -> (TokenTensors<Self>, FloatTensor<Self>);
+}
+
+/// Whether the custom operation runs on this device for states of `value` x `key`.
+pub(super) fn runs_on(device: &Device, value: usize, key: usize) -> bool {
+    match device.clone().inner().as_dispatch() {
+        #[cfg(feature = "flex")]
+        DispatchDevice::Flex(_) => value.max(key) <= flex::MAX_SIZE,
+        #[cfg(feature = "gpu")]
+        DispatchDevice::Cube(_) => cube::supports(value, key),
+        #[allow(unreachable_patterns)]
+        _ => false,
+    }
+}
+
+pub(super) fn wkv7(input: Wkv7Input, s0: Tensor<4>) -> (Tensor<4>, Tensor<4>) {
+    let (y, state) = Dispatch::wkv7_forward(input.into(), s0.into_dispatch());
+    (Tensor::from_dispatch(y), Tensor::from_dispatch(state))
+}
+
+/// What a traced call leaves for [`sse`].
+#[derive(Clone, Debug)]
+pub struct Trace {
+    pub input: Wkv7Input,
+    s0: Tensor<4>,
+    starts: Tensor<5>,
+    taps: Taps,
+}
+
+pub(super) fn wkv7_traced(input: Wkv7Input, s0: Tensor<4>) -> (Tensor<4>, Tensor<4>, Trace) {
+    let taps = Taps::default();
+    let tokens = input.clone().into();
+    let (y, state, starts) =
+        Dispatch::wkv7_traced(tokens, s0.clone().into_dispatch(), taps.clone());
+    let trace = Trace {
+        input,
+        s0,
+        starts: Tensor::from_dispatch(starts),
+        taps,
+    };
+    (
+        Tensor::from_dispatch(y),
+        Tensor::from_dispatch(state),
+        trace,
+    )
+}
+
+pub(super) fn sse(x: Tensor<4>, trace: &Trace) -> Tensor<4> {
+    let trace = trace.clone();
+    Tensor::from_dispatch(Dispatch::wkv7_read(
+        x.into_dispatch(),
+        trace.input.into(),
+        trace.s0.into_dispatch(),
+        trace.starts.into_dispatch(),
+        trace.taps,
+    ))
+}
+
+impl From<Wkv7Input> for TokenTensors<Dispatch> {
+    fn from(input: Wkv7Input) -> Self {
+        let Wkv7Input {
+            r,
+            log_w,
+            k,
+            v,
+            a,
+            b,
+        } = input;
+        let [r, log_w, k, v, a, b] = [r, log_w, k, v, a, b].map(Tensor::into_dispatch);
+        Self {
+            r,
+            log_w,
+            k,
+            v,
+            a,
+            b,
+        }
+    }
+}
+
+#[cfg(feature = "gpu")]
+fn forward_meta(input: &TokenTensorsMetadata, s0: &TensorSpec) -> (TensorSpec, TensorSpec) {
+    (input.v.clone(), s0.clone())
+}
+
+#[cfg(feature = "gpu")]
+fn traced_meta(
+    input: &TokenTensorsMetadata,
+    s0: &TensorSpec,
+    _taps: &Taps,
+) -> (TensorSpec, TensorSpec, TensorSpec) {
+    let [batch, time, heads, key] = input.r.shape.dims();
+    let value = input.v.shape[3];
+    let starts = [batch, heads, time.div_ceil(CHUNK), value, key];
+    let starts = TensorSpec::new(starts.into(), s0.dtype);
+    (input.v.clone(), s0.clone(), starts)
+}
+
+#[cfg(feature = "gpu")]
+fn read_meta(
+    _x: &TensorSpec,
+    input: &TokenTensorsMetadata,
+    _s0: &TensorSpec,
+    _starts: &TensorSpec,
+    _taps: &Taps,
+) -> TensorSpec {
+    input.k.clone()
+}
+
+#[cfg(feature = "gpu")]
+fn backward_meta(
+    input: &TokenTensorsMetadata,
+    _starts: &TensorSpec,
+    _dy: &TensorSpec,
+    d_state: &TensorSpec,
+) -> (TokenTensorsMetadata, TensorSpec) {
+    (input.clone(), d_state.clone())
+}
+
+#[cfg(feature = "gpu")]
+fn read_backward_meta(
+    input: &TokenTensorsMetadata,
+    _starts: &TensorSpec,
+    _dy: &TensorSpec,
+    d_state: &TensorSpec,
+    _x: &TensorSpec,
+    _dz: &TensorSpec,
+) -> (TokenTensorsMetadata, TensorSpec) {
+    (input.clone(), d_state.clone())
+}
