@@ -32,6 +32,8 @@ mod backend;
 pub mod chunked;
 #[cfg(feature = "flex")]
 mod cpu;
+#[cfg(feature = "gpu")]
+mod gpu;
 pub mod oracle;
 
 #[cfg(test)]
@@ -118,9 +120,8 @@ impl Choice {
         if let Some(asked) = asked {
             return *asked;
         }
-        let [_, time, _, key] = input.r.dims();
-        let value = input.v.dims()[3];
-        if input.r.dtype() != DType::F64 && backend::runs_on(&input.r.device(), value, key) {
+        let time = input.r.dims()[1];
+        if input.r.dtype() != DType::F64 && backend::supports(input) {
             Self::Custom
         } else if time == 1 {
             Self::Oracle

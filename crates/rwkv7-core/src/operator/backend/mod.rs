@@ -1,6 +1,8 @@
 //! The operator as a custom Burn operation with hand-written gradients: on the CPU (Flex) and on GPUs (CubeCL).
 
 mod autodiff;
+#[cfg(feature = "gpu")]
+mod cube;
 #[cfg(feature = "flex")]
 mod flex;
 
@@ -8,7 +10,7 @@ use burn::{
     backend::{
         Backend, Dispatch, DispatchDevice, ExtensionType, backend_extension, tensor::FloatTensor,
     },
-    tensor::{Device, Tensor},
+    tensor::Tensor,
 };
 
 #[cfg(feature = "gpu")]
@@ -96,13 +98,15 @@ pub trait Wkv7Ops: Backend {
     ) -> (TokenTensors<Self>, FloatTensor<Self>);
 }
 
-/// Whether the custom operation runs on this device for states of `value` x `key`.
-pub(super) fn runs_on(device: &Device, value: usize, key: usize) -> bool {
-    match device.clone().inner().as_dispatch() {
+/// Whether there is a custom operation for inputs of this device and these sizes.
+pub(super) fn supports(input: &Wkv7Input) -> bool {
+    #[allow(unused_variables)]
+    let ([batch, time, heads, key], value) = (input.r.dims(), input.v.dims()[3]);
+    match input.r.device().inner().as_dispatch() {
         #[cfg(feature = "flex")]
         DispatchDevice::Flex(_) => value.max(key) <= flex::MAX_SIZE,
         #[cfg(feature = "gpu")]
-        DispatchDevice::Cube(_) => cube::supports(value, key),
+        DispatchDevice::Cube(_) => cube::supports(batch, time, heads, value, key),
         #[allow(unreachable_patterns)]
         _ => false,
     }
