@@ -6,14 +6,14 @@
 
 use burn::{
     module::{Param, ParamId},
-    nn::{Embedding, GroupNorm, GroupNormConfig, LayerNorm, LayerNormConfig, Linear},
+    nn::{Embedding, Linear},
     tensor::{Device, Shape, Tensor, TensorData},
 };
 use rand::{Rng, RngExt, SeedableRng, rngs::StdRng};
 
 use crate::{
     config::{LayerDims, Rwkv7Config, SecondHalfConfig},
-    layers::TimeMix,
+    layers::{LayerNorm, TimeMix},
 };
 
 /// Initial values of one layer.
@@ -168,21 +168,22 @@ fn low_rank_gain(rows: usize, cols: usize) -> f64 {
     0.1 * (rows as f64 / cols as f64).sqrt().max(1.0)
 }
 
-fn group_norm<S: SecondHalfConfig>(config: &Rwkv7Config<S>, init: &LayerInit) -> GroupNorm {
-    let c = config.n_embd;
+fn group_norm<S: SecondHalfConfig>(config: &Rwkv7Config<S>, init: &LayerInit) -> LayerNorm {
     let gain = ((1 + init.layer) as f64 / init.n_layer as f64).powf(0.7) as f32;
-    let mut norm = GroupNormConfig::new(config.n_head(), c)
-        .with_epsilon(config.group_norm_eps)
-        .init(&init.device);
-    norm.gamma = Some(constant([c], gain, &init.device));
-    norm
+    norm(config.n_embd, gain, config.group_norm_eps, &init.device)
 }
 
 /// A layer norm of weight 1 and bias 0.
 pub(crate) fn layer_norm(width: usize, epsilon: f64, device: &Device) -> LayerNorm {
-    LayerNormConfig::new(width)
-        .with_epsilon(epsilon)
-        .init(device)
+    norm(width, 1.0, epsilon, device)
+}
+
+fn norm(width: usize, gain: f32, epsilon: f64, device: &Device) -> LayerNorm {
+    LayerNorm {
+        gamma: constant([width], gain, device),
+        beta: constant([width], 0.0, device),
+        epsilon,
+    }
 }
 
 /// The embedding, uniform in ±1e-4.
@@ -372,7 +373,7 @@ mod tests {
             check("w0", &values(&block.att.w0), &at, &w0);
             check("x_r", &values(&block.att.x_r), &at, &x_r);
             check("x_g", &values(&block.att.x_g), &at, &x_r);
-            let gain = values(block.att.ln_x.gamma.as_ref().unwrap());
+            let gain = values(&block.att.ln_x.gamma);
             check("ln_x.weight", &gain, &at, &[ln_x; 6]);
         }
         let att = &model.blocks[0].att;

@@ -16,6 +16,7 @@ pub mod sampling;
 pub mod state;
 pub mod tokenizer;
 
+mod fused;
 mod model;
 mod taps;
 

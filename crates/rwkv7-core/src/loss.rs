@@ -1,6 +1,6 @@
 //! Losses of language modelling.
 
-use burn::tensor::{Int, Tensor, activation};
+use burn::tensor::{Int, Tensor};
 
 /// Mean cross-entropy in nats over the counted tokens.
 ///
@@ -26,8 +26,8 @@ pub fn cross_entropy(
 pub fn token_losses(logits: Tensor<3>, targets: Tensor<2, Int>) -> Tensor<2> {
     let [batch, time, vocab] = logits.dims();
     let logits = crate::operator::widen(logits).reshape([batch * time, vocab]);
-    let picked = activation::log_softmax(logits, 1).gather(1, targets.reshape([batch * time, 1]));
-    -picked.reshape([batch, time])
+    let losses = crate::fused::cross_entropy(logits, targets.reshape([batch * time]));
+    losses.reshape([batch, time])
 }
 
 /// L2Wrap of the official training code: a term of value 0 whose gradient pulls the largest logit of every token

@@ -2,14 +2,14 @@
 
 use burn::{
     module::Module,
-    nn::{Embedding, LayerNorm, Linear},
+    nn::{Embedding, Linear},
     tensor::{Device, Int, Tensor},
 };
 
 use crate::{
     config::{Rwkv7Config, SecondHalfConfig},
     init::{self, LayerInit},
-    layers::{Block, ChannelMix, SecondHalf, Span, project},
+    layers::{Block, ChannelMix, LayerNorm, SecondHalf, Span, project},
     state::{LayerState, State},
 };
 

@@ -8,13 +8,12 @@
 
 use burn::{
     module::{Module, ModuleDisplay},
-    nn::LayerNorm,
     tensor::{Device, Tensor},
 };
 
 use crate::state::{LayerState, StateTensors};
 
-use super::{Span, TimeMix, TimeMixTrace};
+use super::{LayerNorm, Span, TimeMix, TimeMixTrace};
 
 /// What a block does after time mixing.
 ///

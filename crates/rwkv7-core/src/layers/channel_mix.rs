@@ -3,17 +3,18 @@
 use burn::{
     module::{Module, Param},
     nn::Linear,
-    tensor::{Device, Tensor, activation},
+    tensor::{Device, Tensor},
 };
 use serde::{Deserialize, Serialize};
 
 use crate::{
     config::{ConfigError, LayerDims, SecondHalfConfig},
+    fused,
     init::LayerInit,
     state::{StateError, StateTensors, TensorReader, TensorWriter},
 };
 
-use super::{SecondHalf, Span, TimeMixTrace, project, token_shift, zero_state};
+use super::{SecondHalf, Span, TimeMixTrace, last_token, project, zero_state};
 
 /// Configuration of [`ChannelMix`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -81,9 +82,9 @@ impl SecondHalf for ChannelMix {
         span: &Span,
         state: ChannelMixState,
     ) -> (Tensor<3>, ChannelMixState) {
-        let (delta, shift) = token_shift(&h, state.shift, span);
-        let x_k = h + delta * self.x_k.val();
-        let hidden = activation::relu(project(&self.key, x_k)).square();
+        let shift = last_token(&h, &state.shift, span);
+        let x_k = fused::token_shift(h, state.shift, vec![self.x_k.val()]).remove(0);
+        let hidden = fused::relu_squared(project(&self.key, x_k));
         (project(&self.value, hidden), ChannelMixState { shift })
     }
 

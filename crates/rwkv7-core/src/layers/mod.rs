@@ -2,6 +2,7 @@
 
 mod block;
 mod channel_mix;
+mod norm;
 mod time_mix;
 mod token_shift;
 
@@ -12,8 +13,9 @@ use burn::{
 
 pub use block::{Block, SecondHalf};
 pub use channel_mix::{ChannelMix, ChannelMixConfig, ChannelMixState};
+pub use norm::LayerNorm;
 pub use time_mix::{TimeMix, TimeMixState, TimeMixTrace};
-pub use token_shift::{Span, token_shift};
+pub use token_shift::{Span, last_token};
 
 /// `x W` for `x [batch, time, in]`, as one product over batch and time: twice as fast as a batched one on the CPU.
 pub fn project(linear: &Linear, x: Tensor<3>) -> Tensor<3> {

@@ -18,19 +18,16 @@
 
 use burn::{
     module::{Module, Param},
-    nn::{GroupNorm, Linear},
+    nn::Linear,
     tensor::{Device, Tensor, activation},
 };
 
-use crate::operator::{Wkv7Input, narrow, widen, wkv7};
+use crate::{
+    fused::{self, KeyPreparation, Keys, ReadOut},
+    operator::{Wkv7Input, wkv7},
+};
 
-use super::{Span, project, token_shift, zero_state};
-
-/// e^(-1/2): the largest decay rate per token, `w ≥ exp(-DECAY_SCALE) = 0.545`.
-const DECAY_SCALE: f64 = 0.606_530_659_712_633_4;
-
-/// Below this length a key is not normalised but scaled by its inverse, as in the official code.
-const MIN_KEY_NORM: f64 = 1e-12;
+use super::{LayerNorm, Span, last_token, project, zero_state};
 
 /// Time mixing. Fields are named like the official checkpoint's tensors `blocks.{i}.att.…`.
 #[derive(Module, Debug)]
@@ -84,7 +81,7 @@ pub struct TimeMix {
     /// Output, `C -> C`.
     pub output: Linear,
     /// Group norm over each head.
-    pub ln_x: GroupNorm,
+    pub ln_x: LayerNorm,
 }
 
 /// What time mixing carries from token to token.
@@ -98,20 +95,12 @@ pub struct TimeMixState {
 
 /// What a second half may read of the time mixing before it, for the same tokens.
 ///
-/// All per-token tensors are `[batch, time, heads, head_size]`; at padding the step they describe leaves the state
-/// as it is.
+/// At padding the step that the input describes leaves the state as it is.
 #[derive(Clone, Debug)]
 pub struct TimeMixTrace {
-    /// ln w, between -e^(-1/2) and 0.
-    pub log_decay: Tensor<4>,
-    /// κ̂, of length 1 per head.
-    pub removal_key: Tensor<4>,
-    /// a ⊙ κ̂: the removal key weighted by the in-context learning rate a in (0, 1).
-    pub removal_weight: Tensor<4>,
-    /// k̃.
-    pub replacement_key: Tensor<4>,
-    /// v, after the value residual.
-    pub value: Tensor<4>,
+    /// What the operator was given, per token `[batch, time, heads, head_size]`: receptance r, log decay ln w, replacement
+    /// key k̃, value v, removal direction -κ̂ and removal weight κ̂ ⊙ a.
+    pub input: Wkv7Input,
     /// State before the first token, `[batch, heads, value, key]`.
     pub state_before: Tensor<4>,
     /// State after the last token, `[batch, heads, value, key]`.
@@ -130,66 +119,72 @@ impl TimeMix {
     ) -> (Tensor<3>, TimeMixState, TimeMixTrace) {
         let [batch, time, width] = h.dims();
         let [heads, head_size] = self.r_k.dims();
-        let split = |x: Tensor<3>| x.reshape([batch, time, heads, head_size]);
-        let dtype = h.dtype();
+        let shift = last_token(&h, &state.shift, span);
+        let mixes = [
+            &self.x_r, &self.x_w, &self.x_k, &self.x_v, &self.x_a, &self.x_g,
+        ];
+        let mut mixed =
+            fused::token_shift(h, state.shift, mixes.map(|mu| mu.val()).into()).into_iter();
+        let mut next = || match mixed.next() {
+            Some(x) => x,
+            None => unreachable!("one output for each mix"),
+        };
+        let [x_r, x_w, x_k, x_v, x_a, x_g] = std::array::from_fn(|_| next());
 
-        let (delta, shift) = token_shift(&h, state.shift, span);
-        let mix = |mu: &Param<Tensor<3>>| h.clone() + delta.clone() * mu.val();
-        let x_v = mix(&self.x_v);
-
-        let r = project(&self.receptance, mix(&self.x_r));
-        let k = project(&self.key, mix(&self.x_k));
+        let r = project(&self.receptance, x_r);
+        let k = project(&self.key, x_k);
         let v = project(&self.value, x_v.clone());
-
-        let z = low_rank(mix(&self.x_w), &self.w1, Tensor::tanh, &self.w2) + self.w0.val();
-        let log_w = activation::sigmoid(widen(z)) * -DECAY_SCALE;
-        let a = low_rank(mix(&self.x_a), &self.a1, |x| x, &self.a2) + self.a0.val();
-        let a = activation::sigmoid(a);
-        let gate = low_rank(mix(&self.x_g), &self.g1, activation::sigmoid, &self.g2);
+        let gate = low_rank(x_g, &self.g1, activation::sigmoid, &self.g2);
         let v = match (&self.v0, &self.v1, &self.v2, value_first.as_ref()) {
             (Some(v0), Some(v1), Some(v2), Some(first)) => {
-                let mixed = activation::sigmoid(low_rank(x_v, v1, |x| x, v2) + v0.val());
-                v.clone() + (first.clone() - v) * mixed
+                let s = low_rank(x_v, v1, |x| x, v2);
+                fused::value_residual(v, first.clone(), s, v0.val())
             }
             _ => value_first.insert(v).clone(),
         };
+        let keys = KeyPreparation {
+            k,
+            w: low_rank(x_w, &self.w1, Tensor::tanh, &self.w2),
+            a: low_rank(x_a, &self.a1, |x| x, &self.a2),
+            w0: self.w0.val(),
+            a0: self.a0.val(),
+            k_k: self.k_k.val(),
+            k_a: self.k_a.val(),
+        };
+        let Keys { log_w, k, a, b } = fused::key_preparation(keys, head_size);
 
-        let removal_key = unit(split(widen(k.clone() * self.k_k.val())));
-        let k = k.clone() + k * (a.clone() - 1.0) * self.k_a.val();
+        // At padding nothing is removed, added or forgotten.
+        let clear = |x: Tensor<4>| {
+            let flat = x.reshape([batch, time, width]);
+            span.clear_padding(flat)
+                .reshape([batch, time, heads, head_size])
+        };
+        let split = |x: Tensor<3>| x.reshape([batch, time, heads, head_size]);
+        let input = Wkv7Input {
+            r: split(r),
+            log_w: clear(log_w),
+            k: clear(k),
+            v: split(span.clear_padding(v)),
+            a,
+            b: clear(b),
+        };
+        let (y, wkv) = wkv7(input.clone(), state.wkv.clone());
 
-        let r = split(r);
-        let k = split(span.clear_padding(k));
-        let v = split(span.clear_padding(v));
-        let log_w = split(span.clear_padding(log_w));
-        let a = split(span.clear_padding(a));
-        let removal_weight = removal_key.clone() * widen(a);
-
-        let (y, wkv) = wkv7(
-            Wkv7Input {
-                r: r.clone(),
-                log_w: log_w.clone(),
-                k: k.clone(),
-                v: v.clone(),
-                a: -removal_key.clone(),
-                b: removal_weight.clone(),
-            },
-            state.wkv.clone(),
-        );
-
-        let y = self.ln_x.forward(y.reshape([batch * time, width]));
-        let y = y.reshape([batch, time, heads, head_size]);
-        let bonus = (widen(r * k.clone())
-            * widen(self.r_k.val()).reshape([1, 1, heads, head_size]))
-        .sum_dim(3);
-        let y = y + narrow(bonus, dtype) * v.clone();
-        let out = project(&self.output, y.reshape([batch, time, width]) * gate);
+        let out = fused::read_out(ReadOut {
+            y,
+            r: input.r.clone(),
+            k: input.k.clone(),
+            v: input.v.clone(),
+            gate,
+            r_k: self.r_k.val(),
+            gamma: self.ln_x.gamma.val(),
+            beta: self.ln_x.beta.val(),
+            epsilon: self.ln_x.epsilon,
+        });
+        let out = project(&self.output, out);
 
         let trace = TimeMixTrace {
-            log_decay: log_w,
-            removal_key,
-            removal_weight,
-            replacement_key: k,
-            value: v,
+            input,
             state_before: state.wkv,
             state_after: wkv.clone(),
         };
@@ -216,15 +211,4 @@ fn low_rank(
     let [batch, time, width] = x.dims();
     let hidden = inner(x.reshape([batch * time, width]).matmul(first.val()));
     hidden.matmul(second.val()).reshape([batch, time, width])
-}
-
-/// `x / max(|x|, 1e-12)` over the last axis; the maximum is taken of the squares, so that a zero has a finite gradient.
-fn unit(x: Tensor<4>) -> Tensor<4> {
-    let length = x
-        .clone()
-        .square()
-        .sum_dim(3)
-        .clamp_min(MIN_KEY_NORM * MIN_KEY_NORM)
-        .sqrt();
-    x / length
 }

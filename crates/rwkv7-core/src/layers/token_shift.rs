@@ -1,4 +1,4 @@
-//! Token shift: the difference between a token and the one before it.
+//! Rows of different lengths, and the token that token shift carries from one piece of a sequence to the next.
 
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 
@@ -61,25 +61,17 @@ impl Span {
     }
 }
 
-/// Returns `h_{t-1} - h_t` for `h [batch, time, width]`, and the last real token of each row, `[batch, width]`.
-///
-/// `last` is the token before the first one, `[batch, width]`; zeros at the start of a sequence.
-pub fn token_shift(h: &Tensor<3>, last: Tensor<2>, span: &Span) -> (Tensor<3>, Tensor<2>) {
+/// The last real token of each row of `h [batch, time, width]`, `[batch, width]`; of an empty row `last`, the token before
+/// the first one.
+pub fn last_token(h: &Tensor<3>, last: &Tensor<2>, span: &Span) -> Tensor<2> {
     let [batch, time, width] = h.dims();
-    let dtype = h.dtype();
-    let last = last.cast(dtype).unsqueeze_dim::<3>(1);
-    let new_last = match &span.ragged {
+    let token = match &span.ragged {
         None => h.clone().narrow(1, time - 1, 1),
         Some(Ragged { lengths, .. }) => {
-            // Row 0 is the carried token: an empty row keeps it.
-            let all = Tensor::cat(vec![last.clone(), h.clone()], 1);
+            let last = last.clone().cast(h.dtype()).unsqueeze_dim::<3>(1);
+            let all = Tensor::cat(vec![last, h.clone()], 1);
             all.gather(1, lengths.clone().expand([batch, 1, width]))
         }
     };
-    let previous = if time == 1 {
-        last
-    } else {
-        Tensor::cat(vec![last, h.clone().narrow(1, 0, time - 1)], 1)
-    };
-    (previous - h.clone(), new_last.reshape([batch, width]))
+    token.reshape([batch, width])
 }

@@ -108,17 +108,8 @@ enum Choice {
 
 impl Choice {
     fn of(input: &Wkv7Input) -> Self {
-        static OVERRIDE: OnceLock<Option<Choice>> = OnceLock::new();
-        let asked = OVERRIDE.get_or_init(|| match std::env::var("RWKV7_OPERATOR").as_deref() {
-            Ok("chunked") => Some(Self::Chunked),
-            Ok("oracle") => Some(Self::Oracle),
-            Ok("custom") | Err(_) => None,
-            Ok(other) => {
-                panic!("RWKV7_OPERATOR is `{other}`, expected custom, chunked or oracle")
-            }
-        });
-        if let Some(asked) = asked {
-            return *asked;
+        if let Some(asked) = Self::asked() {
+            return asked;
         }
         let time = input.r.dims()[1];
         if input.r.dtype() != DType::F64 && backend::supports(input) {
@@ -129,6 +120,23 @@ impl Choice {
             Self::Chunked
         }
     }
+
+    /// What the environment variable says.
+    fn asked() -> Option<Self> {
+        static ASKED: OnceLock<Option<Choice>> = OnceLock::new();
+        *ASKED.get_or_init(|| match std::env::var("RWKV7_OPERATOR").as_deref() {
+            Ok("chunked") => Some(Self::Chunked),
+            Ok("oracle") => Some(Self::Oracle),
+            Ok("custom") | Err(_) => None,
+            Ok(other) => panic!("RWKV7_OPERATOR is `{other}`, expected custom, chunked or oracle"),
+        })
+    }
+}
+
+/// Whether nobody asked for plain tensor operations.
+#[cfg(feature = "flex")]
+pub(crate) fn custom_is_allowed() -> bool {
+    Choice::asked().is_none()
 }
 
 /// Runs the WKV-7 recurrence: returns `y [batch, time, heads, value]` and the state after the last token

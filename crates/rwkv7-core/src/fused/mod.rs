@@ -1,0 +1,142 @@
+//! The neighbours of the operator, each in one pass over memory on the CPU.
+//!
+//! In plain tensor operations every addition reads and writes whole tensors; on a GPU Burn fuses them, on the CPU it does
+//! not. Each function here takes the fused kernel for f32 tensors on the CPU and plain operations everywhere else. With the
+//! environment variable `RWKV7_OPERATOR` set to `chunked` or `oracle`, it is plain operations on the CPU too.
+
+#[cfg(feature = "flex")]
+mod cpu;
+#[cfg(feature = "flex")]
+mod flex;
+mod plain;
+
+#[cfg(all(test, feature = "flex"))]
+#[allow(clippy::unwrap_used)]
+mod tests;
+
+use burn::tensor::{Int, Tensor};
+
+/// Inputs of [`key_preparation`]; per token `[batch, time, C]`, per channel `[1, 1, C]`.
+pub(crate) struct KeyPreparation {
+    /// Projected key.
+    pub k: Tensor<3>,
+    /// Decay before its bias and sigmoid.
+    pub w: Tensor<3>,
+    /// In-context learning rate before its bias and sigmoid.
+    pub a: Tensor<3>,
+    /// Decay bias.
+    pub w0: Tensor<3>,
+    /// In-context learning rate bias.
+    pub a0: Tensor<3>,
+    /// Scale of the removal key.
+    pub k_k: Tensor<3>,
+    /// How much the in-context learning rate scales the replacement key.
+    pub k_a: Tensor<3>,
+}
+
+/// Results of [`key_preparation`], `[batch, time, heads, head_size]`.
+pub(crate) struct Keys {
+    /// ln w = -e^(-1/2) σ(w + w0).
+    pub log_w: Tensor<4>,
+    /// k̃ = k ⊙ (1 + (a - 1) ⊙ k_a) with a = σ(a + a0).
+    pub k: Tensor<4>,
+    /// -κ̂ with κ̂ = normalise(k ⊙ k_k) per head.
+    pub a: Tensor<4>,
+    /// κ̂ ⊙ a.
+    pub b: Tensor<4>,
+}
+
+/// Inputs of [`read_out`].
+pub(crate) struct ReadOut {
+    /// What the operator read, `[batch, time, heads, head_size]`.
+    pub y: Tensor<4>,
+    /// Receptance, of the same shape.
+    pub r: Tensor<4>,
+    /// Replacement key, of the same shape.
+    pub k: Tensor<4>,
+    /// Value, of the same shape.
+    pub v: Tensor<4>,
+    /// Gate, `[batch, time, C]`.
+    pub gate: Tensor<3>,
+    /// Weight of the bonus, `[heads, head_size]`.
+    pub r_k: Tensor<2>,
+    /// Scale of the group norm, `[C]`.
+    pub gamma: Tensor<1>,
+    /// Shift of the group norm, `[C]`.
+    pub beta: Tensor<1>,
+    /// Epsilon of the group norm.
+    pub epsilon: f64,
+}
+
+/// `h + (previous - h) ⊙ μ` for every μ `[1, 1, C]`; `h [batch, time, C]`, `last [batch, C]` the token before the first.
+pub(crate) fn token_shift(h: Tensor<3>, last: Tensor<2>, mus: Vec<Tensor<3>>) -> Vec<Tensor<3>> {
+    #[cfg(feature = "flex")]
+    if flex::takes(&h) && flex::takes(&last) {
+        return flex::token_shift(h, last, mus);
+    }
+    plain::token_shift(h, last, mus)
+}
+
+/// Decay and keys of the operator; heads of `head_size` channels.
+pub(crate) fn key_preparation(input: KeyPreparation, head_size: usize) -> Keys {
+    #[cfg(feature = "flex")]
+    if flex::takes(&input.k) && flex::takes(&input.w) && flex::takes(&input.a) {
+        return flex::key_preparation(input, head_size);
+    }
+    plain::key_preparation(input, head_size)
+}
+
+/// `v + (first - v) ⊙ σ(s + v0)`, all `[batch, time, C]` but v0 `[1, 1, C]`.
+pub(crate) fn value_residual(
+    v: Tensor<3>,
+    first: Tensor<3>,
+    s: Tensor<3>,
+    v0: Tensor<3>,
+) -> Tensor<3> {
+    #[cfg(feature = "flex")]
+    if flex::takes(&v) && flex::takes(&s) {
+        return flex::value_residual(v, first, s, v0);
+    }
+    plain::value_residual(v, first, s, v0)
+}
+
+/// `(groupnorm(y) + (Σ r ⊙ k ⊙ r_k) v) ⊙ gate`, `[batch, time, C]`; norm and sum are over each head.
+pub(crate) fn read_out(input: ReadOut) -> Tensor<3> {
+    #[cfg(feature = "flex")]
+    if flex::takes(&input.y) && flex::takes(&input.gate) {
+        return flex::read_out(input);
+    }
+    plain::read_out(input)
+}
+
+/// Layer norm over the last axis of `x [batch, time, C]`, scale γ and shift β `[C]`.
+pub(crate) fn layer_norm(
+    x: Tensor<3>,
+    gamma: Tensor<1>,
+    beta: Tensor<1>,
+    epsilon: f64,
+) -> Tensor<3> {
+    #[cfg(feature = "flex")]
+    if flex::takes(&x) {
+        return flex::layer_norm(x, gamma, beta, epsilon);
+    }
+    plain::layer_norm(x, gamma, beta, epsilon)
+}
+
+/// relu(x)².
+pub(crate) fn relu_squared(x: Tensor<3>) -> Tensor<3> {
+    #[cfg(feature = "flex")]
+    if flex::takes(&x) {
+        return flex::relu_squared(x);
+    }
+    plain::relu_squared(x)
+}
+
+/// Softmax cross-entropy in nats of every row, `[rows]`, for `logits [rows, V]` and `targets [rows]`.
+pub(crate) fn cross_entropy(logits: Tensor<2>, targets: Tensor<1, Int>) -> Tensor<1> {
+    #[cfg(feature = "flex")]
+    if flex::takes(&logits) {
+        return flex::cross_entropy(logits, targets);
+    }
+    plain::cross_entropy(logits, targets)
+}

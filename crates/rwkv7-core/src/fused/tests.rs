@@ -1,0 +1,184 @@
+//! The fused functions against the same in plain tensor operations: outputs and all gradients.
+
+use burn::tensor::{Device, Distribution, Int, Tensor, TensorData};
+
+use super::{KeyPreparation, Keys, ReadOut, flex, plain};
+
+fn device() -> Device {
+    Device::flex().autodiff()
+}
+
+/// A tracked tensor of any values.
+fn draw<const D: usize>(shape: [usize; D]) -> Tensor<D> {
+    Tensor::random(shape, Distribution::Uniform(-1.0, 1.0), &device()).require_grad()
+}
+
+/// Outputs, and the gradients by the inputs of a weighted sum of them.
+fn results<const D: usize>(
+    outputs: Vec<Tensor<D>>,
+    gradients: impl Fn(&burn::tensor::Gradients) -> Vec<Vec<f32>>,
+) -> Vec<Vec<f32>> {
+    let weighted = outputs.iter().enumerate().map(|(i, x)| {
+        let n = x.shape().num_elements();
+        let weights: Vec<f32> = (0..n)
+            .map(|j| ((j * 37 + i * 11) % 19) as f32 / 9.0 - 1.0)
+            .collect();
+        let weights = Tensor::<D>::from_data(TensorData::new(weights, x.dims()), &device());
+        (x.clone() * weights).sum()
+    });
+    let loss = weighted.reduce(|a, b| a + b).unwrap();
+    let mut all: Vec<Vec<f32>> = outputs.into_iter().map(values).collect();
+    all.extend(gradients(&loss.backward()));
+    all
+}
+
+fn values<const D: usize>(x: Tensor<D>) -> Vec<f32> {
+    x.into_data().try_to_vec().unwrap()
+}
+
+fn assert_close(found: &[Vec<f32>], expected: &[Vec<f32>]) {
+    assert_eq!(found.len(), expected.len());
+    for (i, (found, expected)) in found.iter().zip(expected).enumerate() {
+        let scale = expected.iter().fold(1e-6_f32, |m, x| m.max(x.abs()));
+        assert_eq!(found.len(), expected.len());
+        for (a, b) in found.iter().zip(expected) {
+            assert!(
+                (a - b).abs() < 2e-5 * scale,
+                "result {i}: {a} and {b}, of {scale}"
+            );
+        }
+    }
+}
+
+macro_rules! gradients {
+    ($($input:expr),+) => {
+        |grads| vec![$(values($input.grad(grads).unwrap())),+]
+    };
+}
+
+#[test]
+fn token_shift() {
+    for time in [1, 7] {
+        let (h, last) = (draw([3, time, 48]), draw([3, 48]));
+        let mus = [draw([1, 1, 48]), draw([1, 1, 48])];
+        let run = |f: fn(Tensor<3>, Tensor<2>, Vec<Tensor<3>>) -> Vec<Tensor<3>>| {
+            let outputs = f(h.clone(), last.clone(), mus.to_vec());
+            results(outputs, gradients!(h, last, mus[0], mus[1]))
+        };
+        assert_close(&run(flex::token_shift), &run(plain::token_shift));
+    }
+}
+
+#[test]
+fn six_token_shifts() {
+    let (h, last) = (draw([2, 5, 32]), draw([2, 32]));
+    let mus: [Tensor<3>; 6] = std::array::from_fn(|_| draw([1, 1, 32]));
+    let run = |f: fn(Tensor<3>, Tensor<2>, Vec<Tensor<3>>) -> Vec<Tensor<3>>| {
+        let outputs = f(h.clone(), last.clone(), mus.to_vec());
+        results(outputs, |grads| {
+            let mut all = vec![
+                values(h.grad(grads).unwrap()),
+                values(last.grad(grads).unwrap()),
+            ];
+            all.extend(mus.iter().map(|mu| values(mu.grad(grads).unwrap())));
+            all
+        })
+    };
+    assert_close(&run(flex::token_shift), &run(plain::token_shift));
+}
+
+#[test]
+fn key_preparation() {
+    let [k, w, a] = std::array::from_fn(|_| draw([2, 5, 48]));
+    let [w0, a0, k_k, k_a] = std::array::from_fn(|_| draw([1, 1, 48]));
+    let run = |f: fn(KeyPreparation, usize) -> Keys| {
+        let input = KeyPreparation {
+            k: k.clone(),
+            w: w.clone(),
+            a: a.clone(),
+            w0: w0.clone(),
+            a0: a0.clone(),
+            k_k: k_k.clone(),
+            k_a: k_a.clone(),
+        };
+        let keys = f(input, 16);
+        let outputs = vec![keys.log_w, keys.k, keys.a, keys.b];
+        results(outputs, gradients!(k, w, a, w0, a0, k_k, k_a))
+    };
+    assert_close(&run(flex::key_preparation), &run(plain::key_preparation));
+}
+
+#[test]
+fn value_residual() {
+    let [v, first, s] = std::array::from_fn(|_| draw([2, 5, 48]));
+    let v0 = draw([1, 1, 48]);
+    let run = |f: fn(Tensor<3>, Tensor<3>, Tensor<3>, Tensor<3>) -> Tensor<3>| {
+        let output = f(v.clone(), first.clone(), s.clone(), v0.clone());
+        results(vec![output], gradients!(v, first, s, v0))
+    };
+    assert_close(&run(flex::value_residual), &run(plain::value_residual));
+}
+
+#[test]
+fn read_out() {
+    let [y, r, k, v] = std::array::from_fn(|_| draw([2, 5, 3, 16]));
+    let gate = draw([2, 5, 48]);
+    let r_k = draw([3, 16]);
+    let (gamma, beta) = (draw([48]), draw([48]));
+    let run = |f: fn(ReadOut) -> Tensor<3>| {
+        let output = f(ReadOut {
+            y: y.clone(),
+            r: r.clone(),
+            k: k.clone(),
+            v: v.clone(),
+            gate: gate.clone(),
+            r_k: r_k.clone(),
+            gamma: gamma.clone(),
+            beta: beta.clone(),
+            epsilon: 64e-5,
+        });
+        results(vec![output], gradients!(y, r, k, v, gate, r_k, gamma, beta))
+    };
+    assert_close(&run(flex::read_out), &run(plain::read_out));
+}
+
+#[test]
+fn layer_norm() {
+    let x = draw([2, 5, 48]);
+    let (gamma, beta) = (draw([48]), draw([48]));
+    let run = |f: fn(Tensor<3>, Tensor<1>, Tensor<1>, f64) -> Tensor<3>| {
+        let output = f(x.clone(), gamma.clone(), beta.clone(), 1e-5);
+        results(vec![output], gradients!(x, gamma, beta))
+    };
+    assert_close(&run(flex::layer_norm), &run(plain::layer_norm));
+}
+
+#[test]
+fn relu_squared() {
+    let x = draw([2, 5, 48]);
+    let run = |f: fn(Tensor<3>) -> Tensor<3>| results(vec![f(x.clone())], gradients!(x));
+    assert_close(&run(flex::relu_squared), &run(plain::relu_squared));
+}
+
+#[test]
+fn cross_entropy() {
+    let logits = draw([6, 29]);
+    let targets = Tensor::<1, Int>::from_data([3, 0, 28, 7, 7, 11], &device());
+    let run = |f: fn(Tensor<2>, Tensor<1, Int>) -> Tensor<1>| {
+        results(vec![f(logits.clone(), targets.clone())], gradients!(logits))
+    };
+    assert_close(&run(flex::cross_entropy), &run(plain::cross_entropy));
+}
+
+/// Outputs that the loss does not depend on have no gradient, and what is not tracked is a constant.
+#[test]
+fn unused_outputs_and_constants() {
+    let (h, last) = (draw([1, 4, 16]), draw([1, 16]).detach());
+    let mus: Vec<Tensor<3>> = (0..2).map(|_| draw([1, 1, 16])).collect();
+    let run = |f: fn(Tensor<3>, Tensor<2>, Vec<Tensor<3>>) -> Vec<Tensor<3>>| {
+        let outputs = f(h.clone(), last.clone(), mus.clone());
+        let used = outputs[1].clone();
+        results(vec![used], gradients!(h, mus[1]))
+    };
+    assert_close(&run(flex::token_shift), &run(plain::token_shift));
+}
