@@ -10,9 +10,12 @@
 
 use burn::{
     module::ParamGroup,
-    optim::{AdamWConfig, ModuleOptimizer},
+    optim::{AdamWConfig, AdamWState, LearningRate, ModuleOptimizer, Optimizer},
+    tensor::{Device, Tensor},
 };
 use serde::{Deserialize, Serialize};
+
+use crate::fused;
 
 /// Factor on the learning rate of [`decay_bias`].
 pub const DECAY_BIAS_RATE: f64 = 2.0;
@@ -45,17 +48,65 @@ impl Default for OptimizerConfig {
 impl OptimizerConfig {
     /// The optimizer with its weight-decay groups. Combine it with a learning-rate group for [`decay_bias`].
     pub fn init(&self) -> ModuleOptimizer {
-        let adam = |weight_decay: f32| {
-            AdamWConfig::new()
-                .with_beta_1(self.beta_1)
-                .with_beta_2(self.beta_2)
-                .with_epsilon(self.epsilon)
-                .with_weight_decay(weight_decay)
-        };
-        adam(0.0)
-            .init()
-            .with_group(matrices(), adam(self.weight_decay).build(), None)
+        ModuleOptimizer::from(self.adamw(0.0)).with_group(
+            matrices(),
+            self.adamw(self.weight_decay),
+            None,
+        )
     }
+
+    fn adamw(&self, weight_decay: f32) -> AdamW {
+        AdamW(Self {
+            weight_decay,
+            ..self.clone()
+        })
+    }
+}
+
+/// Burn's AdamW, in one pass over memory where there is one.
+#[derive(Clone)]
+struct AdamW(OptimizerConfig);
+
+impl AdamW {
+    fn plain(&self) -> burn::optim::AdamW {
+        let config = &self.0;
+        AdamWConfig::new()
+            .with_beta_1(config.beta_1)
+            .with_beta_2(config.beta_2)
+            .with_epsilon(config.epsilon)
+            .with_weight_decay(config.weight_decay)
+            .build()
+    }
+}
+
+impl Optimizer for AdamW {
+    type State<const D: usize> = AdamWState<D>;
+
+    fn step<const D: usize>(
+        &self,
+        rate: LearningRate,
+        parameter: Tensor<D>,
+        gradient: Tensor<D>,
+        state: Option<AdamWState<D>>,
+    ) -> (Tensor<D>, Option<AdamWState<D>>) {
+        match state {
+            Some(state) if fused::adamw_takes(&parameter, &gradient) => {
+                let (parameter, state) =
+                    fused::adamw(&self.0, rate, parameter, gradient, state.momentum);
+                (parameter, Some(AdamWState::new(state)))
+            }
+            state => self.plain().step(rate, parameter, gradient, state),
+        }
+    }
+
+    fn to_device<const D: usize>(state: AdamWState<D>, device: &Device) -> AdamWState<D> {
+        burn::optim::AdamW::to_device(state, device)
+    }
+}
+
+/// Sum of the squares of a tensor's values, `[1]`.
+pub fn sum_of_squares<const D: usize>(x: Tensor<D>) -> Tensor<1> {
+    fused::sum_of_squares(x)
 }
 
 /// Parameters with weight decay: norms call their scale `gamma`, so only embedding and linear layers have a `weight`.
@@ -110,6 +161,30 @@ mod tests {
         let mut sums = Sums(Vec::new(), Vec::new());
         burn::module::Module::visit(model, &mut sums);
         sums.1
+    }
+
+    #[test]
+    fn one_pass_is_burns_adamw() {
+        let device = Device::default();
+        let config = OptimizerConfig::default();
+        let ours = config.adamw(0.1);
+        let theirs = ours.plain();
+        let start = Tensor::<2>::from_floats([[1.0, -2.0, 0.5], [0.0, 3e-3, -1.5]], &device);
+        let (mut found, mut expected) = (start.clone(), start);
+        let (mut our_state, mut their_state) = (None, None);
+        for step in 0..20 {
+            let gradient = expected.clone().sin() * (1.0 + step as f32) - 0.1;
+            let (next, state) = ours.step(1e-2, found, gradient.clone(), our_state);
+            (found, our_state) = (next, state);
+            let (next, state) = theirs.step(1e-2, expected, gradient, their_state);
+            (expected, their_state) = (next, state);
+        }
+        let values = |x: &Tensor<2>| x.clone().into_data().try_to_vec::<f32>();
+        let (found, expected) = (values(&found), values(&expected));
+        let pairs = found.iter().flatten().zip(expected.iter().flatten());
+        for (a, b) in pairs {
+            assert!((a - b).abs() <= 1e-6 * b.abs(), "{a} and {b}");
+        }
     }
 
     #[test]

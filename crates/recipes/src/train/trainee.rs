@@ -11,7 +11,7 @@ use burn::{
     tensor::{Tensor, Transaction},
     train::{InferenceStep, TrainOutput, TrainStep, metric::ItemLazy},
 };
-use rwkv7_core::{Rwkv7, layers::SecondHalf, loss};
+use rwkv7_core::{Rwkv7, layers::SecondHalf, loss, optimizer::sum_of_squares};
 
 use crate::data::loader::LmBatch;
 
@@ -192,7 +192,7 @@ fn clip<M: SecondHalf>(model: &Rwkv7<M>, grads: &mut GradientsParams, largest: f
     impl ModuleVisitor for Norm<'_> {
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
             if let Some(grad) = self.grads.get::<D>(param.id) {
-                let square = grad.square().sum();
+                let square = sum_of_squares(grad);
                 self.squares = Some(match self.squares.take() {
                     Some(sum) => sum + square,
                     None => square,

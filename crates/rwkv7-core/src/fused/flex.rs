@@ -14,17 +14,18 @@ use burn::{
         flex::{FlexTensor, Layout},
         tensor::FloatTensor,
     },
+    optim::AdaptiveMomentumState,
     tensor::{Bytes, DType, Int, Shape, Tensor},
 };
 
 use super::{
     KeyPreparation, Keys, ReadOut,
     cpu::{
-        activation, cross_entropy, key_preparation, layer_norm, read_out, token_shift,
+        activation, adamw, cross_entropy, key_preparation, layer_norm, read_out, token_shift,
         value_residual,
     },
 };
-use crate::{operator, taps::Taps};
+use crate::{operator, optimizer::OptimizerConfig, taps::Taps};
 
 /// A fused operation. Inputs are given in the order of the fields of its kernel's `Inputs`.
 #[derive(Clone, Debug)]
@@ -45,6 +46,10 @@ pub enum FusedOp {
     LayerNorm { epsilon: f32 },
     /// x.
     ReluSquared,
+    /// x.
+    Sigmoid,
+    /// x.
+    Tanh,
     /// Logits `[rows, V]`.
     CrossEntropy { targets: Arc<Vec<i64>> },
 }
@@ -138,12 +143,77 @@ pub fn relu_squared(x: Tensor<3>) -> Tensor<3> {
     one(run(vec![x.into_dispatch()], FusedOp::ReluSquared))
 }
 
+pub fn sigmoid(x: Tensor<2>) -> Tensor<2> {
+    one(run([x.into_dispatch()], FusedOp::Sigmoid))
+}
+
+pub fn tanh(x: Tensor<2>) -> Tensor<2> {
+    one(run([x.into_dispatch()], FusedOp::Tanh))
+}
+
 pub fn cross_entropy(logits: Tensor<2>, targets: Tensor<1, Int>) -> Tensor<1> {
     let targets = Arc::new(targets.into_data().iter::<i64>().collect());
     one(run(
         vec![logits.into_dispatch()],
         FusedOp::CrossEntropy { targets },
     ))
+}
+
+/// One step of AdamW in place; the tensors are outside autodiff.
+pub fn adamw<const D: usize>(
+    config: &OptimizerConfig,
+    rate: f64,
+    parameter: Tensor<D>,
+    gradient: Tensor<D>,
+    state: AdaptiveMomentumState<D>,
+) -> (Tensor<D>, AdaptiveMomentumState<D>) {
+    let time = state.time + 1;
+    let correction = |beta: f32| 1.0 - beta.powi(time as i32);
+    let step = adamw::Step {
+        lr: rate,
+        beta1: config.beta_1,
+        beta2: config.beta_2,
+        eps: config.epsilon,
+        weight_decay: config.weight_decay,
+        correction1: correction(config.beta_1),
+        correction2: correction(config.beta_2),
+        grad_scale: 1.0,
+    };
+    let gradient = primitive(gradient);
+    let [mut parameter, mut first, mut second] =
+        [parameter, state.moment_1, state.moment_2].map(|x| whole(primitive(x)));
+    adamw::step(
+        step,
+        parameter.storage_mut(),
+        floats(&gradient),
+        first.storage_mut(),
+        second.storage_mut(),
+    );
+    let [first, second] = [first, second].map(Tensor::from_primitive::<Flex>);
+    let state = AdaptiveMomentumState::new(time, first, second);
+    (Tensor::from_primitive::<Flex>(parameter), state)
+}
+
+pub fn sum_of_squares<const D: usize>(x: Tensor<D>) -> Tensor<1> {
+    let sum = adamw::sum_of_squares(floats(&primitive(x)));
+    Tensor::from_primitive::<Flex>(tensor(vec![sum as f32], Shape::new([1])))
+}
+
+/// The tensor in the CPU backend's own form, laid out as its shape says.
+fn primitive<const D: usize>(x: Tensor<D>) -> FlexTensor {
+    match x.try_into_primitive::<Flex>() {
+        Ok(x) => x.to_contiguous(),
+        Err(error) => unreachable!("a tensor on the CPU outside autodiff: {error:?}"),
+    }
+}
+
+/// The tensor as all of its memory, not a part of another's.
+fn whole(x: FlexTensor) -> FlexTensor {
+    if x.storage::<f32>().len() == x.shape().num_elements() {
+        x
+    } else {
+        tensor(floats(&x).to_vec(), x.shape())
+    }
 }
 
 /// Runs an operation where its inputs are.
@@ -229,8 +299,9 @@ fn record<C: CheckpointStrategy, const N: usize>(
             .map(<FloatTensor<Autodiff<Flex, C>>>::new)
             .collect(),
         OpsKind::Tracked(prep) if outputs.len() == 1 => {
+            let saved = op.saved(inputs, &outputs);
             let output = outputs.remove(0);
-            vec![prep.finish((op, inputs, None), output)]
+            vec![prep.finish((op, saved, None), output)]
         }
         OpsKind::Tracked(prep) => {
             let taps = Taps::default();
@@ -249,7 +320,7 @@ fn record<C: CheckpointStrategy, const N: usize>(
 struct Step;
 
 impl<const N: usize> Backward<Flex, N> for Step {
-    /// The operation, its inputs, and where the gradients of several outputs are.
+    /// The operation, what it saved, and where the gradients of several outputs are.
     type State = (FusedOp, Vec<FlexTensor>, Option<Taps>);
 
     fn backward(self, ops: Ops<Self::State, N>, grads: &mut Gradients, _: &mut Checkpointer) {
@@ -283,7 +354,7 @@ impl FusedOp {
             Self::ValueResidual => 4,
             Self::ReadOut { .. } => 8,
             Self::LayerNorm { .. } => 3,
-            Self::ReluSquared | Self::CrossEntropy { .. } => 1,
+            Self::ReluSquared | Self::Sigmoid | Self::Tanh | Self::CrossEntropy { .. } => 1,
         }
     }
 
@@ -292,6 +363,14 @@ impl FusedOp {
             Self::TokenShift { outputs } => *outputs,
             Self::KeyPreparation { .. } => 4,
             _ => 1,
+        }
+    }
+
+    /// What the backward pass needs: the inputs, or for functions whose derivative is simpler by their value, that.
+    fn saved(&self, inputs: Vec<FlexTensor>, outputs: &[FlexTensor]) -> Vec<FlexTensor> {
+        match self {
+            Self::Sigmoid | Self::Tanh => outputs.to_vec(),
+            _ => inputs,
         }
     }
 
@@ -325,6 +404,8 @@ impl FusedOp {
             }
             Self::LayerNorm { epsilon } => layer_norm::forward(norm_inputs(&x, *epsilon), out[0]),
             Self::ReluSquared => activation::relu_squared(x[0], out[0]),
+            Self::Sigmoid => activation::sigmoid(x[0], out[0]),
+            Self::Tanh => activation::tanh(x[0], out[0]),
             Self::CrossEntropy { targets } => {
                 cross_entropy::forward(x[0], targets, out[0]);
                 shape = Shape::new([targets.len()]);
@@ -336,7 +417,7 @@ impl FusedOp {
             .collect()
     }
 
-    /// Gradients of the inputs from those of the outputs.
+    /// Gradients of the inputs from those of the outputs; `inputs` is what [`saved`](Self::saved) kept.
     fn backward(&self, inputs: &[FlexTensor], outputs: &[Option<FlexTensor>]) -> Vec<FlexTensor> {
         let x: Vec<&[f32]> = inputs.iter().map(floats).collect();
         let mut gradients: Vec<Vec<f32>> = x.iter().map(|x| vec![0.0; x.len()]).collect();
@@ -421,6 +502,14 @@ impl FusedOp {
             Self::ReluSquared => {
                 let [gradient] = first(&mut g);
                 activation::relu_squared_backward(x[0], d(0), gradient);
+            }
+            Self::Sigmoid => {
+                let [gradient] = first(&mut g);
+                activation::sigmoid_backward(x[0], d(0), gradient);
+            }
+            Self::Tanh => {
+                let [gradient] = first(&mut g);
+                activation::tanh_backward(x[0], d(0), gradient);
             }
             Self::CrossEntropy { targets } => {
                 let [gradient] = first(&mut g);

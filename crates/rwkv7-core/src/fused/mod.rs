@@ -14,7 +14,12 @@ mod plain;
 #[allow(clippy::unwrap_used)]
 mod tests;
 
-use burn::tensor::{Int, Tensor};
+use burn::{
+    optim::AdaptiveMomentumState,
+    tensor::{Int, Tensor},
+};
+
+use crate::optimizer::OptimizerConfig;
 
 /// Inputs of [`key_preparation`]; per token `[batch, time, C]`, per channel `[1, 1, C]`.
 pub(crate) struct KeyPreparation {
@@ -132,6 +137,24 @@ pub(crate) fn relu_squared(x: Tensor<3>) -> Tensor<3> {
     plain::relu_squared(x)
 }
 
+/// The sigmoid.
+pub(crate) fn sigmoid(x: Tensor<2>) -> Tensor<2> {
+    #[cfg(feature = "flex")]
+    if flex::takes(&x) {
+        return flex::sigmoid(x);
+    }
+    burn::tensor::activation::sigmoid(x)
+}
+
+/// The hyperbolic tangent.
+pub(crate) fn tanh(x: Tensor<2>) -> Tensor<2> {
+    #[cfg(feature = "flex")]
+    if flex::takes(&x) {
+        return flex::tanh(x);
+    }
+    x.tanh()
+}
+
 /// Softmax cross-entropy in nats of every row, `[rows]`, for `logits [rows, V]` and `targets [rows]`.
 pub(crate) fn cross_entropy(logits: Tensor<2>, targets: Tensor<1, Int>) -> Tensor<1> {
     #[cfg(feature = "flex")]
@@ -139,4 +162,38 @@ pub(crate) fn cross_entropy(logits: Tensor<2>, targets: Tensor<1, Int>) -> Tenso
         return flex::cross_entropy(logits, targets);
     }
     plain::cross_entropy(logits, targets)
+}
+
+/// Whether [`adamw`] takes these.
+pub(crate) fn adamw_takes<const D: usize>(parameter: &Tensor<D>, gradient: &Tensor<D>) -> bool {
+    #[cfg(feature = "flex")]
+    if flex::takes(parameter) && flex::takes(gradient) {
+        return true;
+    }
+    let _ = (parameter, gradient);
+    false
+}
+
+/// One step of AdamW, for tensors that [`adamw_takes`].
+#[cfg_attr(not(feature = "flex"), allow(unused_variables))]
+pub(crate) fn adamw<const D: usize>(
+    config: &OptimizerConfig,
+    rate: f64,
+    parameter: Tensor<D>,
+    gradient: Tensor<D>,
+    state: AdaptiveMomentumState<D>,
+) -> (Tensor<D>, AdaptiveMomentumState<D>) {
+    #[cfg(feature = "flex")]
+    return flex::adamw(config, rate, parameter, gradient, state);
+    #[cfg(not(feature = "flex"))]
+    unreachable!("there is no fused AdamW in this build")
+}
+
+/// Sum of squares, `[1]`.
+pub(crate) fn sum_of_squares<const D: usize>(x: Tensor<D>) -> Tensor<1> {
+    #[cfg(feature = "flex")]
+    if flex::takes(&x) && !x.is_autodiff() {
+        return flex::sum_of_squares(x);
+    }
+    x.square().sum()
 }

@@ -161,6 +161,14 @@ fn relu_squared() {
 }
 
 #[test]
+fn sigmoid_and_tanh() {
+    let x = draw([9, 21]);
+    let run = |f: fn(Tensor<2>) -> Tensor<2>| results(vec![f(x.clone())], gradients!(x));
+    assert_close(&run(flex::sigmoid), &run(burn::tensor::activation::sigmoid));
+    assert_close(&run(flex::tanh), &run(Tensor::tanh));
+}
+
+#[test]
 fn cross_entropy() {
     let logits = draw([6, 29]);
     let targets = Tensor::<1, Int>::from_data([3, 0, 28, 7, 7, 11], &device());

@@ -19,7 +19,7 @@
 use burn::{
     module::{Module, Param},
     nn::Linear,
-    tensor::{Device, Tensor, activation},
+    tensor::{Device, Tensor},
 };
 
 use crate::{
@@ -134,7 +134,7 @@ impl TimeMix {
         let r = project(&self.receptance, x_r);
         let k = project(&self.key, x_k);
         let v = project(&self.value, x_v.clone());
-        let gate = low_rank(x_g, &self.g1, activation::sigmoid, &self.g2);
+        let gate = low_rank(x_g, &self.g1, fused::sigmoid, &self.g2);
         let v = match (&self.v0, &self.v1, &self.v2, value_first.as_ref()) {
             (Some(v0), Some(v1), Some(v2), Some(first)) => {
                 let s = low_rank(x_v, v1, |x| x, v2);
@@ -144,7 +144,7 @@ impl TimeMix {
         };
         let keys = KeyPreparation {
             k,
-            w: low_rank(x_w, &self.w1, Tensor::tanh, &self.w2),
+            w: low_rank(x_w, &self.w1, fused::tanh, &self.w2),
             a: low_rank(x_a, &self.a1, |x| x, &self.a2),
             w0: self.w0.val(),
             a0: self.a0.val(),

@@ -42,6 +42,11 @@ impl<S: Simd> Vector<S> {
     }
 
     #[inline(always)]
+    pub(crate) fn sqrt(self) -> Self {
+        self.with(self.simd.sqrt_f32s(self.value))
+    }
+
+    #[inline(always)]
     pub(crate) fn abs(self) -> Self {
         self.with(self.simd.abs_f32s(self.value))
     }

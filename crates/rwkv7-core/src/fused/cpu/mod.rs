@@ -8,6 +8,7 @@
 //! Slices of a wrong length are a broken invariant of the caller: they panic with the name of the array.
 
 pub mod activation;
+pub mod adamw;
 pub mod cross_entropy;
 pub mod key_preparation;
 pub mod layer_norm;
@@ -17,6 +18,7 @@ pub mod value_residual;
 
 mod blocks;
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod check;
 mod lanes;
 mod math;
