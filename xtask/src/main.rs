@@ -1,11 +1,13 @@
-//! Checks for people who work on this repository: `cargo xtask ci`.
+//! Checks and measurements for people who work on this repository: `cargo xtask ci`, `cargo xtask bench`.
+
+mod bench;
 
 use std::process::{Command, ExitCode};
 
 use clap::{Parser, Subcommand};
 
 #[derive(Parser)]
-#[command(about = "Checks for people who work on this repository")]
+#[command(about = "Checks and measurements for people who work on this repository")]
 struct Cli {
     #[command(subcommand)]
     task: Task,
@@ -19,6 +21,8 @@ enum Task {
         #[arg(long)]
         skip_wgpu: bool,
     },
+    /// Measures the operator and whole training steps.
+    Bench(bench::Bench),
 }
 
 /// A check: what it is for, the environment it needs, the command.
@@ -62,7 +66,19 @@ const DOCS: &[Check] = &[(
 )];
 
 fn main() -> ExitCode {
-    let Task::Ci { skip_wgpu } = Cli::parse().task;
+    match Cli::parse().task {
+        Task::Ci { skip_wgpu } => ci(skip_wgpu),
+        Task::Bench(bench) => match bench.run() {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("error: {error}");
+                ExitCode::FAILURE
+            }
+        },
+    }
+}
+
+fn ci(skip_wgpu: bool) -> ExitCode {
     let wgpu = (!skip_wgpu).then_some(&WGPU);
     for (what, environment, command) in LINTS_AND_TESTS.iter().chain(wgpu).chain(DOCS) {
         eprintln!("\n== {what}: {command}");
