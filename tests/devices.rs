@@ -1,4 +1,4 @@
-//! The same model on two devices: a GPU's logits, states and gradients are the CPU's.
+//! The same model on two devices: a GPU's logits and gradients are the CPU's, and so is a training run.
 #![cfg(all(
     feature = "flex",
     any(
@@ -89,6 +89,48 @@ fn the_gpu_agrees_with_the_cpu() {
     {
         let d = difference(found, expected);
         assert!(d < 1e-4, "{what}: {d:e} standard deviations");
+    }
+}
+
+/// Loss of every step of a short run, reading the journal.
+fn losses(device: &str) -> Vec<f64> {
+    let folder = tempfile::tempdir().unwrap();
+    let settings = [
+        "model.n_layer=1",
+        "model.n_embd=32",
+        "model.head_size=16",
+        "batch_size=4",
+        "steps=4",
+        "steps_per_epoch=2",
+        "validation_batches=1",
+        "max_digits=5",
+        "learning_rate.warmup_steps=1",
+    ];
+    let status = std::process::Command::new(env!("CARGO_BIN_EXE_metastate"))
+        .args(["train", "--no-tui", "--device", device, "--out", "run"])
+        .args(settings.iter().flat_map(|setting| ["--set", setting]))
+        .current_dir(folder.path())
+        .status()
+        .unwrap();
+    assert!(status.success());
+    assert!(folder.path().join("run/model.safetensors").is_file());
+    let journal = std::fs::read_to_string(folder.path().join("run/metrics.jsonl")).unwrap();
+    let lines = journal.lines();
+    let steps = lines.map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    steps.filter_map(|step| step["loss"].as_f64()).collect()
+}
+
+#[test]
+fn a_training_run_on_the_gpu_is_the_cpus() {
+    gpu();
+    let name = std::env::var("BURN_DEVICE").unwrap();
+    let (found, expected) = (losses(&name), losses("flex"));
+    assert!(
+        found.len() >= 4 && found.len() == expected.len(),
+        "{found:?}"
+    );
+    for (a, b) in found.iter().zip(&expected) {
+        assert!((a - b).abs() < 1e-3, "{found:?} and {expected:?}");
     }
 }
 

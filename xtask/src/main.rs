@@ -48,16 +48,25 @@ const LINTS_AND_TESTS: &[Check] = &[
     ("tests on the CPU", &[], "cargo test --workspace"),
 ];
 
-// WGSL, not the SPIR-V of the feature `vulkan`, which Mesa 22's software driver crashes on.
-// Only the comparison with the CPU: a software driver takes seconds to compile each of hundreds of kernels.
-const WGPU: Check = (
-    "WGPU against the CPU",
-    &[
-        ("BURN_DEVICE", "wgpu"),
-        ("CUBECL_AUTOTUNE_LEVEL", "minimal"),
-    ],
-    "cargo test --workspace --features wgpu --test devices",
-);
+const WGPU_ENVIRONMENT: &[(&str, &str)] = &[
+    ("BURN_DEVICE", "wgpu"),
+    ("CUBECL_AUTOTUNE_LEVEL", "minimal"),
+];
+
+// WGSL, not the SPIR-V of the feature `vulkan`, which Mesa 22's software driver crashes on. Each in one process, as a
+// software driver takes long to compile a kernel.
+const WGPU: &[Check] = &[
+    (
+        "operator and model on WGPU",
+        WGPU_ENVIRONMENT,
+        "cargo test --workspace --features wgpu --lib -- operator::tests model::tests",
+    ),
+    (
+        "WGPU against the CPU",
+        WGPU_ENVIRONMENT,
+        "cargo test --workspace --features wgpu --test devices",
+    ),
+];
 
 const DOCS: &[Check] = &[(
     "API documentation",
@@ -79,7 +88,7 @@ fn main() -> ExitCode {
 }
 
 fn ci(skip_wgpu: bool) -> ExitCode {
-    let wgpu = (!skip_wgpu).then_some(&WGPU);
+    let wgpu = if skip_wgpu { &[] } else { WGPU };
     for (what, environment, command) in LINTS_AND_TESTS.iter().chain(wgpu).chain(DOCS) {
         eprintln!("\n== {what}: {command}");
         let mut words = command.split(' ');
