@@ -452,6 +452,37 @@ fn wrong_input_is_named_and_nothing_is_written() {
     );
 }
 
+/// The custom operation and its neighbours train as plain tensor operations do. With RWKV-7's epsilon of 1e-18 a factor
+/// that starts at zero moves by whole steps in the direction of rounding errors: the chunked form and the oracle then differ
+/// by 5e-4 as well.
+#[test]
+fn fifty_steps_have_the_losses_of_the_chunked_form() {
+    let losses = |form: &str| -> Vec<f64> {
+        let place = Place::new();
+        let arguments = train(&["--set", "steps=50", "--set", "optimizer.epsilon=1e-8"]);
+        let output = place
+            .command(&arguments)
+            .env("RWKV7_OPERATOR", form)
+            .output();
+        let output = output.unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{form}: {errors}");
+        let journal = std::fs::read_to_string(place.path("runs/reverse/metrics.jsonl")).unwrap();
+        let lines = journal
+            .lines()
+            .map(|line| serde_json::from_str::<serde_json::Value>(line));
+        lines
+            .filter_map(|line| line.unwrap()["loss"].as_f64())
+            .collect()
+    };
+    let (found, expected) = (losses("custom"), losses("chunked"));
+    assert!(found.len() >= 50 && found.len() == expected.len());
+    assert!(found[49] < 0.9 * found[0], "{found:?}");
+    for (step, (a, b)) in found.iter().zip(&expected).enumerate() {
+        assert!((a - b).abs() < 1e-4, "step {step}: {a} and {b}");
+    }
+}
+
 /// The World models have 65,536 logits and their vocabulary 65,530 ids: what has no text is never drawn.
 #[test]
 fn only_ids_of_the_tokenizer_are_generated() {
