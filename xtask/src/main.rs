@@ -57,9 +57,9 @@ const WGPU_ENVIRONMENT: &[(&str, &str)] = &[
 // software driver takes long to compile a kernel.
 const WGPU: &[Check] = &[
     (
-        "operator and model on WGPU",
+        "custom operation and model on WGPU",
         WGPU_ENVIRONMENT,
-        "cargo test --workspace --features wgpu --lib -- operator::tests model::tests",
+        "cargo test --workspace --features wgpu --lib -- operator::tests::custom model::tests",
     ),
     (
         "WGPU against the CPU",
