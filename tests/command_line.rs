@@ -470,7 +470,7 @@ fn fifty_steps_have_the_losses_of_the_chunked_form() {
         let journal = std::fs::read_to_string(place.path("runs/reverse/metrics.jsonl")).unwrap();
         let lines = journal
             .lines()
-            .map(|line| serde_json::from_str::<serde_json::Value>(line));
+            .map(serde_json::from_str::<serde_json::Value>);
         lines
             .filter_map(|line| line.unwrap()["loss"].as_f64())
             .collect()
