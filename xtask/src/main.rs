@@ -41,9 +41,9 @@ const LINTS_AND_TESTS: &[Check] = &[
         "cargo clippy --workspace --all-targets --features cuda,vulkan -- -D warnings",
     ),
     (
-        "the library without any backend",
+        "the libraries without any backend",
         &[],
-        "cargo check -p rwkv7-core --no-default-features",
+        "cargo clippy -p rwkv7-core -p recipes --no-default-features -- -D warnings",
     ),
     ("tests on the CPU", &[], "cargo test --workspace"),
 ];

@@ -16,6 +16,8 @@ pub mod sampling;
 pub mod state;
 pub mod tokenizer;
 
+#[cfg(feature = "flex")]
+mod flex;
 mod fused;
 mod model;
 mod taps;

@@ -11,11 +11,11 @@ use burn::{
             ops::{Backward, Ops, OpsKind},
         },
         backend_extension,
-        flex::{FlexTensor, Layout},
+        flex::FlexTensor,
         tensor::FloatTensor,
     },
     optim::AdaptiveMomentumState,
-    tensor::{Bytes, DType, Int, Shape, Tensor},
+    tensor::{DType, Int, Shape, Tensor},
 };
 
 use super::{
@@ -25,7 +25,12 @@ use super::{
         value_residual,
     },
 };
-use crate::{operator, optimizer::OptimizerConfig, taps::Taps};
+use crate::{
+    flex::{floats, tensor},
+    operator,
+    optimizer::OptimizerConfig,
+    taps::Taps,
+};
 
 /// A fused operation. Inputs are given in the order of the fields of its kernel's `Inputs`.
 #[derive(Clone, Debug)]
@@ -586,21 +591,4 @@ fn first<T, const N: usize>(items: &mut impl Iterator<Item = T>) -> [T; N] {
 
 fn contiguous(tensors: impl Iterator<Item = FlexTensor>) -> Vec<FlexTensor> {
     tensors.map(|x| x.to_contiguous()).collect()
-}
-
-/// The values of a contiguous f32 tensor.
-pub fn floats(tensor: &FlexTensor) -> &[f32] {
-    match tensor.as_slice::<f32>() {
-        Some(values) => values,
-        None => unreachable!("a contiguous f32 tensor, found {tensor:?}"),
-    }
-}
-
-/// A contiguous f32 tensor.
-pub fn tensor(values: Vec<f32>, shape: Shape) -> FlexTensor {
-    FlexTensor::new(
-        Bytes::from_elems(values),
-        Layout::contiguous(shape),
-        DType::F32,
-    )
 }

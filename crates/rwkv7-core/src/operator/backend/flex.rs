@@ -1,16 +1,10 @@
 //! The custom operation on the CPU; the arithmetic is in [`cpu`].
 
-use burn::{
-    backend::{
-        Flex, TensorMetadata,
-        flex::{FlexTensor, Layout},
-        tensor::FloatTensor,
-    },
-    tensor::{Bytes, DType, Shape},
-};
+use burn::backend::{Flex, TensorMetadata, flex::FlexTensor, tensor::FloatTensor};
 
 use super::{TokenTensors, Wkv7Ops};
 use crate::{
+    flex::{floats, tensor},
     operator::cpu::{self, DEFAULT_CHUNK, Dims, Gradients, Inputs, Query},
     taps::Taps,
 };
@@ -189,20 +183,4 @@ fn inputs(input: &TokenTensors<Flex>) -> Inputs<'_> {
         a: floats(&input.a),
         b: floats(&input.b),
     }
-}
-
-/// The values of a contiguous f32 tensor.
-fn floats(tensor: &FlexTensor) -> &[f32] {
-    match tensor.as_slice::<f32>() {
-        Some(values) => values,
-        None => unreachable!("a contiguous f32 tensor, found {tensor:?}"),
-    }
-}
-
-fn tensor(values: Vec<f32>, shape: Shape) -> FlexTensor {
-    FlexTensor::new(
-        Bytes::from_elems(values),
-        Layout::contiguous(shape),
-        DType::F32,
-    )
 }

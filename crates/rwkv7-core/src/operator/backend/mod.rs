@@ -7,12 +7,12 @@ mod cube;
 mod flex;
 
 use burn::{
-    backend::{
-        Backend, Dispatch, DispatchDevice, ExtensionType, backend_extension, tensor::FloatTensor,
-    },
+    backend::{Backend, Dispatch, ExtensionType, backend_extension, tensor::FloatTensor},
     tensor::Tensor,
 };
 
+#[cfg(any(feature = "flex", feature = "gpu"))]
+use burn::backend::DispatchDevice;
 #[cfg(feature = "gpu")]
 use burn::backend::fusion::custom::TensorSpec;
 
@@ -60,6 +60,7 @@ pub trait Wkv7Ops: Backend {
     ) -> (FloatTensor<Self>, FloatTensor<Self>);
 
     /// `(y, S_T, starts)`.
+    #[allow(unused_variables)] // what the macro makes of this without any backend
     #[fusion(meta = traced_meta)]
     fn wkv7_traced(
         #[extension_type] input: TokenTensors<Self>,
@@ -68,6 +69,7 @@ pub trait Wkv7Ops: Backend {
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
 
     /// `z_t = x_t S_t` for queries `x [batch, time, heads, value]`.
+    #[allow(unused_variables)] // as above
     #[fusion(meta = read_meta)]
     fn wkv7_read(
         x: FloatTensor<Self>,
