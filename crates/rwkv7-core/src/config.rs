@@ -33,6 +33,9 @@ pub trait SecondHalfConfig:
     /// The layer that this configuration builds.
     type Layer: SecondHalf;
 
+    /// Name of the architecture that this second half makes RWKV-7 into, as files and the command line call it.
+    const ARCHITECTURE: &'static str;
+
     /// Checks the configuration against the model's dimensions.
     ///
     /// # Errors
@@ -204,6 +207,24 @@ impl<S: SecondHalfConfig> Rwkv7Config<S> {
     /// Number of heads H = C / N.
     pub fn n_head(&self) -> usize {
         self.n_embd / self.head_size
+    }
+
+    /// The same dimensions with another second half.
+    pub fn with_second_half<T>(&self, second_half: T) -> Rwkv7Config<T> {
+        Rwkv7Config {
+            vocab_size: self.vocab_size,
+            n_layer: self.n_layer,
+            n_embd: self.n_embd,
+            head_size: self.head_size,
+            decay_rank: self.decay_rank,
+            in_context_rank: self.in_context_rank,
+            value_rank: self.value_rank,
+            gate_rank: self.gate_rank,
+            layer_norm_eps: self.layer_norm_eps,
+            group_norm_eps: self.group_norm_eps,
+            embedding_norm: self.embedding_norm,
+            second_half,
+        }
     }
 
     /// The part of the configuration that every layer sees.

@@ -83,6 +83,32 @@ impl LayerInit {
         orthogonal_parameter(&name, dims, gain, &self.device, self.seed)
     }
 
+    /// A matrix a head, `[heads, rows, cols]`, each orthogonal times `gain`.
+    pub fn orthogonal_heads(&self, name: &str, dims: [usize; 3], gain: f64) -> Param<Tensor<3>> {
+        let [heads, rows, cols] = dims;
+        let name = format!("blocks.{}.{name}", self.layer);
+        let seed = self.seed;
+        parameter(dims, &self.device, move || {
+            let mut rng = named_rng(seed, &name);
+            (0..heads)
+                .flat_map(|_| orthogonal([rows, cols], gain as f32, &mut rng))
+                .collect()
+        })
+    }
+
+    /// The identity, `[size, size]`.
+    pub fn identity(&self, size: usize) -> Param<Tensor<2>> {
+        parameter([size, size], &self.device, move || {
+            let one = |i| if i % (size + 1) == 0 { 1.0 } else { 0.0 };
+            (0..size * size).map(one).collect()
+        })
+    }
+
+    /// The scale 1 and shift 0 of a normalisation.
+    pub fn norm(&self, width: usize, epsilon: f64) -> LayerNorm {
+        layer_norm(width, epsilon, &self.device)
+    }
+
     /// A linear layer `input -> output` with an orthogonal weight.
     pub fn orthogonal_linear(&self, name: &str, input: usize, output: usize, gain: f64) -> Linear {
         Linear {

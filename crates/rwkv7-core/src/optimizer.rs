@@ -3,7 +3,7 @@
 //! | group | members | learning rate | weight decay |
 //! |---|---|---|---|
 //! | decay bias | `att.w0` | twice the base | 0 |
-//! | matrices | embedding, head and the weights of all linear layers | base | as configured |
+//! | matrices | embedding, head, the weights of all linear layers, tensors named `W_…` | base | as configured |
 //! | the rest | low-rank factors, token-shift mixes, biases, norms | base | 0 |
 //!
 //! Source: `RWKV-v7/train_temp/src/model.py`, `configure_optimizers`.
@@ -109,9 +109,10 @@ pub fn sum_of_squares<const D: usize>(x: Tensor<D>) -> Tensor<1> {
     fused::sum_of_squares(x)
 }
 
-/// Parameters with weight decay: norms call their scale `gamma`, so only embedding and linear layers have a `weight`.
+/// Parameters with weight decay: embedding and linear layers, which call theirs `weight` (norms say `gamma`), and what a
+/// second half calls `W_…`.
 pub fn matrices() -> ParamGroup {
-    ParamGroup::from_predicate(".weight")
+    ParamGroup::from_any_predicates(vec![".weight", ".W_"])
 }
 
 /// Parameters trained at [`DECAY_BIAS_RATE`] times the learning rate.

@@ -26,6 +26,11 @@ pub trait SecondHalf: Module + ModuleDisplay {
     /// Name of the layer in checkpoints: its tensors are called `blocks.{i}.{NAME}.…`.
     const NAME: &'static str;
 
+    /// Whether the layer reads the states of the recurrence token by token: then the trace holds them.
+    fn reads_states(&self) -> bool {
+        false
+    }
+
     /// The layer's contribution to the residual stream.
     ///
     /// # Shapes
@@ -45,6 +50,14 @@ pub trait SecondHalf: Module + ModuleDisplay {
 
     /// The state before the first token.
     fn zero_state(&self, batch: usize, device: &Device) -> Self::State;
+
+    /// Switches on or off that the layer measures itself in every forward pass.
+    fn measure(&mut self, _on: bool) {}
+
+    /// What the layer measured in its last forward pass: name and value `[1]`.
+    fn measurements(&self) -> Vec<(&'static str, Tensor<1>)> {
+        Vec::new()
+    }
 }
 
 /// A block, generic over its second half.
@@ -78,7 +91,8 @@ impl<M: SecondHalf> Block<M> {
             None => x,
         };
         let h = self.ln1.forward(x.clone());
-        let (mixed, att, trace) = self.att.forward(h, value_first, span, state.att);
+        let traced = self.ffn.reads_states();
+        let (mixed, att, trace) = self.att.forward(h, value_first, span, state.att, traced);
         let x = x + mixed;
         let h = self.ln2.forward(x.clone());
         let (mixed, second) = self.ffn.forward(h, &trace, span, state.second);

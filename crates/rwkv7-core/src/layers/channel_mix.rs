@@ -14,7 +14,7 @@ use crate::{
     state::{StateError, StateTensors, TensorReader, TensorWriter},
 };
 
-use super::{SecondHalf, Span, TimeMixTrace, last_token, project, zero_state};
+use super::{SecondHalf, Span, TimeMixTrace, last_token, project, token_shift, zero_state};
 
 /// Configuration of [`ChannelMix`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,6 +44,8 @@ pub struct ChannelMixState {
 
 impl SecondHalfConfig for ChannelMixConfig {
     type Layer = ChannelMix;
+
+    const ARCHITECTURE: &'static str = "rwkv7";
 
     fn validate(&self, _dims: &LayerDims) -> Result<(), ConfigError> {
         match self.ffn_size {
@@ -83,7 +85,7 @@ impl SecondHalf for ChannelMix {
         state: ChannelMixState,
     ) -> (Tensor<3>, ChannelMixState) {
         let shift = last_token(&h, &state.shift, span);
-        let x_k = fused::token_shift(h, state.shift, vec![self.x_k.val()]).remove(0);
+        let x_k = token_shift(h, state.shift, self.x_k.val());
         let hidden = fused::relu_squared(project(&self.key, x_k));
         (project(&self.value, hidden), ChannelMixState { shift })
     }

@@ -13,9 +13,9 @@ use burn::{
 
 pub use block::{Block, SecondHalf};
 pub use channel_mix::{ChannelMix, ChannelMixConfig, ChannelMixState};
-pub use norm::LayerNorm;
+pub use norm::{LayerNorm, head_norm};
 pub use time_mix::{TimeMix, TimeMixState, TimeMixTrace};
-pub use token_shift::{Span, last_token};
+pub use token_shift::{Span, last_token, token_shift};
 
 /// `x W` for `x [batch, time, in]`, as one product over batch and time: twice as fast as a batched one on the CPU.
 pub fn project(linear: &Linear, x: Tensor<3>) -> Tensor<3> {
@@ -26,6 +26,6 @@ pub fn project(linear: &Linear, x: Tensor<3>) -> Tensor<3> {
 }
 
 /// Zeros of these dimensions in f32, the dtype of every running state.
-pub(crate) fn zero_state<const D: usize>(dims: [usize; D], device: &Device) -> Tensor<D> {
+pub fn zero_state<const D: usize>(dims: [usize; D], device: &Device) -> Tensor<D> {
     Tensor::zeros(dims, (device, burn::tensor::DType::F32))
 }

@@ -20,6 +20,15 @@ pub struct LayerNorm {
     pub epsilon: f64,
 }
 
+/// The layer norm of each head, without scale and shift: over the last axis of `x [batch, time, heads, size]`.
+pub fn head_norm(x: Tensor<4>, epsilon: f64) -> Tensor<4> {
+    let [batch, time, heads, size] = x.dims();
+    let (shape, like) = (x.shape(), (&x.device(), x.dtype()));
+    let x = x.reshape([batch * time, heads, size]);
+    let (one, zero) = (Tensor::ones([size], like), Tensor::zeros([size], like));
+    fused::layer_norm(x, one, zero, epsilon).reshape(shape)
+}
+
 impl LayerNorm {
     /// The layer norm over the last axis of `x [batch, time, C]`, in the dtype of `x`.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {

@@ -19,12 +19,12 @@
 use burn::{
     module::{Module, Param},
     nn::Linear,
-    tensor::{Device, Tensor},
+    tensor::{Device, Tensor, activation},
 };
 
 use crate::{
     fused::{self, KeyPreparation, Keys, ReadOut},
-    operator::{Wkv7Input, wkv7},
+    operator::{Trace, Wkv7Input, widen, wkv7, wkv7_traced},
 };
 
 use super::{LayerNorm, Span, last_token, project, zero_state};
@@ -105,17 +105,33 @@ pub struct TimeMixTrace {
     pub state_before: Tensor<4>,
     /// State after the last token, `[batch, heads, value, key]`.
     pub state_after: Tensor<4>,
+    /// The states in between, for [`sse`](crate::operator::sse); where
+    /// [`reads_states`](super::SecondHalf::reads_states) asks for them.
+    pub states: Option<Trace>,
+    /// The in-context learning rate before its bias and sigmoid, `[batch, time, C]`.
+    pub rate: Tensor<3>,
+    /// Its bias, `[1, 1, C]`.
+    pub rate_bias: Tensor<3>,
+}
+
+impl TimeMixTrace {
+    /// The in-context learning rate a, `[batch, time, heads, head_size]`, in (0, 1).
+    pub fn in_context_rate(&self) -> Tensor<4> {
+        let rate = self.rate.clone() + self.rate_bias.clone();
+        activation::sigmoid(widen(rate)).reshape(self.input.a.shape())
+    }
 }
 
 impl TimeMix {
     /// Mixes `h = LN1(x) [batch, time, C]` over time; returns the contribution to the residual stream `[batch, time, C]`,
-    /// the state after the last real token, and the trace for the second half.
+    /// the state after the last real token, and the trace for the second half; `traced` with the states in between.
     pub fn forward(
         &self,
         h: Tensor<3>,
         value_first: &mut Option<Tensor<3>>,
         span: &Span,
         state: TimeMixState,
+        traced: bool,
     ) -> (Tensor<3>, TimeMixState, TimeMixTrace) {
         let [batch, time, width] = h.dims();
         let [heads, head_size] = self.r_k.dims();
@@ -142,10 +158,11 @@ impl TimeMix {
             }
             _ => value_first.insert(v).clone(),
         };
+        let rate = low_rank(x_a, &self.a1, |x| x, &self.a2);
         let keys = KeyPreparation {
             k,
             w: low_rank(x_w, &self.w1, fused::tanh, &self.w2),
-            a: low_rank(x_a, &self.a1, |x| x, &self.a2),
+            a: rate.clone(),
             w0: self.w0.val(),
             a0: self.a0.val(),
             k_k: self.k_k.val(),
@@ -168,7 +185,13 @@ impl TimeMix {
             a,
             b: clear(b),
         };
-        let (y, wkv) = wkv7(input.clone(), state.wkv.clone());
+        let (y, wkv, states) = if traced {
+            let (y, wkv, states) = wkv7_traced(input.clone(), state.wkv.clone());
+            (y, wkv, Some(states))
+        } else {
+            let (y, wkv) = wkv7(input.clone(), state.wkv.clone());
+            (y, wkv, None)
+        };
 
         let out = fused::read_out(ReadOut {
             y,
@@ -187,6 +210,9 @@ impl TimeMix {
             input,
             state_before: state.wkv,
             state_after: wkv.clone(),
+            states,
+            rate,
+            rate_bias: self.a0.val(),
         };
         (out, TimeMixState { shift, wkv }, trace)
     }

@@ -234,7 +234,7 @@ impl Trace {
 }
 
 /// f16 and bf16 become f32; f32 and f64 stay.
-pub(crate) fn widen<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+pub fn widen<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     match x.dtype() {
         DType::F16 | DType::BF16 => x.cast(FloatDType::F32),
         _ => x,
@@ -242,7 +242,7 @@ pub(crate) fn widen<const D: usize>(x: Tensor<D>) -> Tensor<D> {
 }
 
 /// `x` in this dtype.
-pub(crate) fn narrow<const D: usize>(x: Tensor<D>, dtype: DType) -> Tensor<D> {
+pub fn narrow<const D: usize>(x: Tensor<D>, dtype: DType) -> Tensor<D> {
     if x.dtype() == dtype {
         x
     } else {

@@ -1,0 +1,270 @@
+//! The choices that the paper leaves open, as data: every field names the equation it interprets.
+
+use std::fmt;
+
+use rwkv7_core::{
+    config::{ConfigError, LayerDims, SecondHalfConfig},
+    init::LayerInit,
+};
+use serde::{
+    Deserialize, Deserializer, Serialize,
+    de::{self, MapAccess, Visitor, value::MapAccessDeserializer},
+};
+
+use crate::MetaState;
+
+/// How the heads come together in W_oms (eq. 4, "heads are recombined").
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Oms {
+    /// One `W_oms [n, C]` for all heads, whose contributions add up: the only reading of eq. 4 in which the shapes fit. All
+    /// heads together write no more than n directions.
+    Shared,
+    /// A `W_oms [n, C]` of its own for each head.
+    PerHead,
+}
+
+/// What W_sse is, which turns the query x' into z (eq. 1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Sse {
+    /// The whole state of the head, `[N, N]`.
+    State,
+    /// The first n rows and columns of the state ("top-left submatrix"); z has n channels, and so has everything after it.
+    TopLeft(usize),
+    /// `W_1 W_2 S` with learned `W_1 [N, r]`, `W_2 [r, N]` for each head: r combinations of the state's rows.
+    LowRank(usize),
+    /// Each head's z is a learned mixture of what all heads read: the state as one block matrix, times `mix ⊗ I`.
+    HeadMixed,
+    /// A learned `[N, N]` for each head instead of the state: what the layer would be without its idea.
+    Learned,
+}
+
+/// Along which axis of the state x' is read (eq. 1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Side {
+    /// `z = x' S`: x' lies in value space, z in key space, where decay and removal key act as well. The literal reading.
+    Value,
+    /// `z = S x'`, as the receptance reads.
+    Key,
+}
+
+/// Which direction of ms a token removes (eq. 3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Removal {
+    /// κ̂ of the same layer's time mixing. The literal reading.
+    TimeMix,
+    /// z/|z|, the direction that the token is about to write.
+    #[serde(rename = "self")]
+    Own,
+}
+
+/// The size of z before it enters ms (eq. 2).
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Scale {
+    /// As it is.
+    None,
+    /// Times a constant: the layer norm of eq. 4 undoes it but for its epsilon.
+    Constant(f64),
+    /// z/|z|: every token weighs the same.
+    L2,
+}
+
+/// Configuration of [`MetaState`](crate::MetaState). In JSON also `"paper"` or `"practical"`.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct MetaStateConfig {
+    /// Eq. 4: one W_oms or one for each head.
+    pub oms: Oms,
+    /// Eq. 1: what W_sse is.
+    pub sse: Sse,
+    /// Eq. 1: from which side the state is read.
+    pub side: Side,
+    /// Eq. 3: the removal key of ms.
+    pub removal: Removal,
+    /// Eq. 2: whether the mean over z's channels is taken out after the ReLU. With z ≥ 0 ms has one dominant direction.
+    pub center: bool,
+    /// Eq. 2: the size of z.
+    pub scale: Scale,
+    /// Eq. 6: whether x' is mixed with the token before it, as RWKV's channel mixing does; the paper does not say.
+    pub token_shift: bool,
+    /// Eq. 4: whether the layer norm has a scale and a shift for each channel of each head; the paper does not say.
+    pub norm_affine: bool,
+    /// Eq. 3: whether gradients stop at the decay, removal key and in-context rate on their way from ms to time mixing.
+    pub detach_decay: bool,
+    /// Eq. 4: epsilon of the layer norm.
+    pub norm_eps: f64,
+}
+
+impl MetaStateConfig {
+    /// The literal reading of eq. 1 to 6.
+    pub fn paper() -> Self {
+        Self {
+            oms: Oms::Shared,
+            sse: Sse::State,
+            side: Side::Value,
+            removal: Removal::TimeMix,
+            center: false,
+            scale: Scale::None,
+            token_shift: false,
+            norm_affine: false,
+            detach_decay: false,
+            norm_eps: 1e-5,
+        }
+    }
+
+    /// What measures best (`docs/src/meta-state.md`).
+    pub fn practical() -> Self {
+        Self {
+            oms: Oms::PerHead,
+            ..Self::paper()
+        }
+    }
+
+    /// Number n of z's channels for heads of `head_size`.
+    pub fn size(&self, head_size: usize) -> usize {
+        match self.sse {
+            Sse::TopLeft(n) => n,
+            _ => head_size,
+        }
+    }
+}
+
+impl Default for MetaStateConfig {
+    fn default() -> Self {
+        Self::practical()
+    }
+}
+
+impl SecondHalfConfig for MetaStateConfig {
+    type Layer = MetaState;
+
+    const ARCHITECTURE: &'static str = "meta-state";
+
+    fn validate(&self, dims: &LayerDims) -> Result<(), ConfigError> {
+        let size = dims.head_size;
+        match self.sse {
+            Sse::TopLeft(n) if n == 0 || n > size => {
+                return Err(ConfigError::field(
+                    "second_half.sse.top-left",
+                    n,
+                    format!(
+                        "from 1 to the head size {size}, as the state of a head is [{size}, {size}]"
+                    ),
+                ));
+            }
+            Sse::LowRank(rank) if rank == 0 || rank > size => {
+                return Err(ConfigError::field(
+                    "second_half.sse.low-rank",
+                    rank,
+                    format!("from 1 to the head size {size}"),
+                ));
+            }
+            Sse::Learned if self.side == Side::Key => {
+                return Err(ConfigError::field(
+                    "second_half.side",
+                    "key",
+                    "`value` where `sse` is `learned`, as no state is read then",
+                ));
+            }
+            _ => {}
+        }
+        if let Scale::Constant(c) = self.scale
+            && !(c > 0.0 && c.is_finite())
+        {
+            let expected = "more than 0";
+            return Err(ConfigError::field(
+                "second_half.scale.constant",
+                c,
+                expected,
+            ));
+        }
+        if !(self.norm_eps > 0.0 && self.norm_eps < 1.0) {
+            let expected = "between 0 and 1";
+            return Err(ConfigError::field(
+                "second_half.norm_eps",
+                self.norm_eps,
+                expected,
+            ));
+        }
+        Ok(())
+    }
+
+    fn num_params(&self, dims: &LayerDims) -> usize {
+        let (heads, size, width) = (dims.n_head(), self.size(dims.head_size), dims.n_embd);
+        let oms = match self.oms {
+            Oms::Shared => size * width,
+            Oms::PerHead => heads * size * width,
+        };
+        let sse = match self.sse {
+            Sse::State | Sse::TopLeft(_) => 0,
+            Sse::LowRank(rank) => 2 * width * rank,
+            Sse::HeadMixed => heads * heads,
+            Sse::Learned => width * dims.head_size,
+        };
+        let norm = if self.norm_affine {
+            2 * heads * size
+        } else {
+            0
+        };
+        let shift = if self.token_shift { width } else { 0 };
+        oms + sse + norm + shift
+    }
+
+    fn num_state_values(&self, dims: &LayerDims) -> usize {
+        let size = self.size(dims.head_size);
+        let shift = if self.token_shift { dims.n_embd } else { 0 };
+        dims.n_head() * size * size + shift
+    }
+
+    fn init(&self, dims: &LayerDims, init: &LayerInit) -> MetaState {
+        MetaState::new(self, dims, init)
+    }
+}
+
+/// A preset's name, or an object of which every field may be left out; what is left out is `practical`.
+impl<'de> Deserialize<'de> for MetaStateConfig {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(
+            remote = "MetaStateConfig",
+            deny_unknown_fields,
+            default = "MetaStateConfig::practical"
+        )]
+        struct Fields {
+            oms: Oms,
+            sse: Sse,
+            side: Side,
+            removal: Removal,
+            center: bool,
+            scale: Scale,
+            token_shift: bool,
+            norm_affine: bool,
+            detach_decay: bool,
+            norm_eps: f64,
+        }
+        struct NameOrFields;
+        impl<'de> Visitor<'de> for NameOrFields {
+            type Value = MetaStateConfig;
+
+            fn expecting(&self, out: &mut fmt::Formatter) -> fmt::Result {
+                out.write_str("`paper`, `practical` or an object")
+            }
+
+            fn visit_str<E: de::Error>(self, name: &str) -> Result<MetaStateConfig, E> {
+                match name {
+                    "paper" => Ok(MetaStateConfig::paper()),
+                    "practical" => Ok(MetaStateConfig::practical()),
+                    other => Err(E::unknown_variant(other, &["paper", "practical"])),
+                }
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<MetaStateConfig, A::Error> {
+                Fields::deserialize(MapAccessDeserializer::new(map))
+            }
+        }
+        deserializer.deserialize_any(NameOrFields)
+    }
+}

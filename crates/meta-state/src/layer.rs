@@ -1,0 +1,296 @@
+//! The layer: equations and names as in the [crate documentation](crate).
+
+// The paper's W_oms and W_sse, in checkpoints and here.
+#![allow(non_snake_case)]
+
+use burn::{
+    module::{Module, Param},
+    tensor::{Device, Tensor, activation},
+};
+use rwkv7_core::{
+    config::LayerDims,
+    init::LayerInit,
+    layers::{
+        LayerNorm, SecondHalf, Span, TimeMixTrace, head_norm, last_token, token_shift, zero_state,
+    },
+    operator::{self, Wkv7Input, narrow, widen, wkv7},
+    state::{StateError, StateTensors, TensorReader, TensorWriter},
+};
+
+use crate::config::{MetaStateConfig, Oms, Removal, Scale, Side, Sse};
+
+/// The Meta-State layer. Fields are named like the checkpoint's tensors `blocks.{i}.ms.…`.
+#[derive(Module, Debug)]
+pub struct MetaState {
+    /// Token-shift mix, `[1, 1, C]`; with [`token_shift`](MetaStateConfig::token_shift).
+    pub x_k: Option<Param<Tensor<3>>>,
+    /// First factor of the query, `[H, N, r]`; with [`Sse::LowRank`].
+    pub sse1: Option<Param<Tensor<3>>>,
+    /// Second factor of the query, `[H, r, N]`; with [`Sse::LowRank`].
+    pub sse2: Option<Param<Tensor<3>>>,
+    /// How much of each head's read (column) enters each head's z (row), `[H, H]`; with [`Sse::HeadMixed`].
+    pub mix: Option<Param<Tensor<2>>>,
+    /// What is read instead of the state, `[H, N, N]`; with [`Sse::Learned`].
+    pub W_sse: Option<Param<Tensor<3>>>,
+    /// Scale and shift of each head's layer norm, `[H n]`; with [`norm_affine`](MetaStateConfig::norm_affine).
+    pub ln: Option<LayerNorm>,
+    /// Out of ms, `[1, n, C]` or `[H, n, C]`.
+    pub W_oms: Param<Tensor<3>>,
+    #[module(skip)]
+    config: MetaStateConfig,
+    n_head: usize,
+    head_size: usize,
+}
+
+/// What the Meta-State layer carries from token to token.
+#[derive(Clone, Debug)]
+pub struct MetaStateState {
+    /// The state of the state, `[batch, heads, n, n]`, f32.
+    pub ms: Tensor<4>,
+    /// Input of the last token, `[batch, C]`; with [`token_shift`](MetaStateConfig::token_shift).
+    pub shift: Option<Tensor<2>>,
+}
+
+impl MetaState {
+    /// The layer with its initial values: W_oms is zero, so that the block starts as time mixing alone.
+    pub(crate) fn new(config: &MetaStateConfig, dims: &LayerDims, init: &LayerInit) -> Self {
+        let (heads, head_size, width) = (dims.n_head(), dims.head_size, dims.n_embd);
+        let size = config.size(head_size);
+        let per_head = |name: &str, dims| init.orthogonal_heads(name, dims, 1.0);
+        let (sse1, sse2) = match config.sse {
+            Sse::LowRank(rank) => (
+                Some(per_head("ms.sse1", [heads, head_size, rank])),
+                Some(per_head("ms.sse2", [heads, rank, head_size])),
+            ),
+            _ => (None, None),
+        };
+        let groups = match config.oms {
+            Oms::Shared => 1,
+            Oms::PerHead => heads,
+        };
+        Self {
+            x_k: config
+                .token_shift
+                .then(|| init.shift_mix(width, init.depth_left().powi(4))),
+            sse1,
+            sse2,
+            mix: (config.sse == Sse::HeadMixed).then(|| init.identity(heads)),
+            W_sse: (config.sse == Sse::Learned)
+                .then(|| per_head("ms.W_sse", [heads, head_size, head_size])),
+            ln: config
+                .norm_affine
+                .then(|| init.norm(heads * size, config.norm_eps)),
+            W_oms: init.zeros([groups, size, width]),
+            config: config.clone(),
+            n_head: heads,
+            head_size,
+        }
+    }
+
+    /// The layer's choices.
+    pub fn config(&self) -> &MetaStateConfig {
+        &self.config
+    }
+
+    /// z before its ReLU, `[batch, time, heads, n]`, for `x [batch, time, heads, N]`.
+    fn read(&self, x: Tensor<4>, trace: &TimeMixTrace) -> Tensor<4> {
+        if let Some(weight) = &self.W_sse {
+            return per_head(x, widen(weight.val()));
+        }
+        let x = match (&self.sse1, &self.sse2, self.config.sse) {
+            (Some(first), Some(second), _) => {
+                per_head(per_head(x, widen(first.val())), widen(second.val()))
+            }
+            (_, _, Sse::TopLeft(n)) => first_channels_only(x, n),
+            _ => x,
+        };
+        let z = match (self.config.side, &trace.states) {
+            (Side::Value, Some(states)) => operator::sse(x, states),
+            (Side::Value, None) => unreachable!("`reads_states` asks for them"),
+            (Side::Key, _) => {
+                let input = Wkv7Input {
+                    r: x,
+                    ..trace.input.clone()
+                };
+                wkv7(input.map(widen), trace.state_before.clone()).0
+            }
+        };
+        match (&self.mix, self.config.sse) {
+            (Some(mix), _) => widen(mix.val()).unsqueeze::<4>().matmul(z),
+            (_, Sse::TopLeft(n)) => z.narrow(3, 0, n),
+            _ => z,
+        }
+    }
+
+    /// z as it enters ms, zero at padding.
+    fn encode(&self, x: Tensor<4>, trace: &TimeMixTrace, span: &Span) -> Tensor<4> {
+        let z = activation::relu(self.read(x, trace));
+        let z = if self.config.center {
+            z.clone() - z.mean_dim(3)
+        } else {
+            z
+        };
+        let z = match self.config.scale {
+            Scale::None => z,
+            Scale::Constant(factor) => z * factor,
+            Scale::L2 => unit(z),
+        };
+        let [batch, time, heads, size] = z.dims();
+        let flat = z.reshape([batch, time, heads * size]);
+        span.clear_padding(flat).reshape([batch, time, heads, size])
+    }
+
+    /// What the recurrence of ms is given.
+    fn evolution(&self, z: Tensor<4>, trace: &TimeMixTrace) -> Wkv7Input {
+        let size = z.dims()[3];
+        let cut = |x: Tensor<4>| {
+            let x = if size == self.head_size {
+                x
+            } else {
+                x.narrow(3, 0, size)
+            };
+            let x = widen(x);
+            if self.config.detach_decay {
+                x.detach()
+            } else {
+                x
+            }
+        };
+        let Wkv7Input { log_w, a, b, .. } = trace.input.clone();
+        let (a, b) = match self.config.removal {
+            Removal::TimeMix => (cut(a), cut(b)),
+            Removal::Own => {
+                let key = unit(z.clone());
+                (-key.clone(), key * cut(trace.in_context_rate()))
+            }
+        };
+        Wkv7Input {
+            r: z.clone(),
+            log_w: cut(log_w),
+            k: z.clone(),
+            v: z,
+            a,
+            b,
+        }
+    }
+
+    /// The layer norm of each head of `u [batch, time, heads, n]`.
+    fn norm(&self, u: Tensor<4>) -> Tensor<4> {
+        let [_, _, heads, size] = u.dims();
+        let normal = head_norm(u, self.config.norm_eps);
+        match &self.ln {
+            None => normal,
+            Some(ln) => {
+                let channels = |x: Tensor<1>| widen(x).reshape([1, 1, heads, size]);
+                normal * channels(ln.gamma.val()) + channels(ln.beta.val())
+            }
+        }
+    }
+
+    /// `[batch, time, heads, n] -> [batch, time, C]`.
+    fn recombine(&self, normal: Tensor<4>) -> Tensor<3> {
+        let [batch, time, heads, size] = normal.dims();
+        let weight = self.W_oms.val();
+        let [groups, _, width] = weight.dims();
+        let rows = if groups == 1 {
+            normal.sum_dim(2).reshape([batch * time, size])
+        } else {
+            normal.reshape([batch * time, heads * size])
+        };
+        let rows = narrow(rows, weight.dtype());
+        rows.matmul(weight.reshape([groups * size, width]))
+            .reshape([batch, time, width])
+    }
+}
+
+impl SecondHalf for MetaState {
+    type State = MetaStateState;
+
+    const NAME: &'static str = "ms";
+
+    fn reads_states(&self) -> bool {
+        self.config.side == Side::Value && self.config.sse != Sse::Learned
+    }
+
+    fn forward(
+        &self,
+        h: Tensor<3>,
+        trace: &TimeMixTrace,
+        span: &Span,
+        state: MetaStateState,
+    ) -> (Tensor<3>, MetaStateState) {
+        let [batch, time, _] = h.dims();
+        let (x, shift) = match (&self.x_k, state.shift) {
+            (Some(x_k), Some(last)) => {
+                let shift = last_token(&h, &last, span);
+                (token_shift(h, last, x_k.val()), Some(shift))
+            }
+            _ => (h, None),
+        };
+        let x = widen(x).reshape([batch, time, self.n_head, self.head_size]);
+        let z = self.encode(x, trace, span);
+        let (u, ms) = wkv7(self.evolution(z, trace), state.ms);
+        let out = self.recombine(self.norm(u));
+        (out, MetaStateState { ms, shift })
+    }
+
+    fn zero_state(&self, batch: usize, device: &Device) -> MetaStateState {
+        let size = self.config.size(self.head_size);
+        let shift = self.config.token_shift;
+        MetaStateState {
+            ms: zero_state([batch, self.n_head, size, size], device),
+            shift: shift.then(|| zero_state([batch, self.n_head * self.head_size], device)),
+        }
+    }
+}
+
+impl StateTensors for MetaStateState {
+    fn write(&self, out: &mut TensorWriter) {
+        out.put("ms.ms", &self.ms);
+        if let Some(shift) = &self.shift {
+            out.put("ms.shift", shift);
+        }
+    }
+
+    fn read(&self, from: &mut TensorReader) -> Result<Self, StateError> {
+        let shift = match &self.shift {
+            Some(like) => Some(from.take("ms.shift", like)?),
+            None => None,
+        };
+        Ok(Self {
+            ms: from.take("ms.ms", &self.ms)?,
+            shift,
+        })
+    }
+
+    fn detach(self) -> Self {
+        Self {
+            ms: self.ms.detach(),
+            shift: self.shift.map(Tensor::detach),
+        }
+    }
+}
+
+/// `x_h W_h` for every head: `[batch, time, heads, in]` and `[heads, in, out]` to `[batch, time, heads, out]`.
+fn per_head(x: Tensor<4>, weight: Tensor<3>) -> Tensor<4> {
+    let [batch, time, heads, size] = x.dims();
+    let out = weight.dims()[2];
+    x.reshape([batch * time, heads, size])
+        .swap_dims(0, 1)
+        .matmul(weight)
+        .swap_dims(0, 1)
+        .reshape([batch, time, heads, out])
+}
+
+/// `x` with zeros in all channels but the first n.
+fn first_channels_only(x: Tensor<4>, n: usize) -> Tensor<4> {
+    let [batch, time, heads, size] = x.dims();
+    let zeros = Tensor::zeros([batch, time, heads, size - n], (&x.device(), x.dtype()));
+    Tensor::cat(vec![x.narrow(3, 0, n), zeros], 3)
+}
+
+/// `x / max(|x|, 1e-12)` over the last axis; the maximum is taken of the squares, so that a zero has a finite gradient.
+fn unit(x: Tensor<4>) -> Tensor<4> {
+    let length = x.clone().square().sum_dim(3).clamp_min(1e-24).sqrt();
+    x / length
+}

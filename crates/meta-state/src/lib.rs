@@ -1,0 +1,58 @@
+//! Meta-State for [Burn](https://burn.dev): a second half for RWKV-7 blocks that reads the recurrent state as if it were
+//! weights (arXiv 2504.08247).
+//!
+//! In the place of channel mixing, per head, with x' the normalised residual stream, S the state of the same layer's time
+//! mixing after the token's update, and w, κ̂, a its decay, removal key and in-context learning rate:
+//!
+//! ```text
+//! z_t  = ReLU(x'_t S_t)                                          Self-State Encoder        eq. 1
+//! ms_t = ms_{t-1} (diag(w_t) - κ̂_tᵀ (a_t ⊙ κ̂_t)) + z_tᵀ z_t      state of the state        eq. 2, 3
+//! o_t  = LN(z_t ms_tᵀ) W_oms                                     summed over heads         eq. 4
+//! x    = x + o                                                                             eq. 6
+//! ```
+//!
+//! | symbol | here | shape |
+//! |---|---|---|
+//! | x' | `h`, LN2 of the residual stream | `[batch, time, C]`, split into H heads of N |
+//! | wkv, W_sse | S, read by [`sse`](rwkv7_core::operator::sse) | `[batch, H, N, N]` a token |
+//! | z | | `[batch, time, H, n]`, n = N unless [`Sse::TopLeft`] |
+//! | ms | [`MetaStateState::ms`] | `[batch, H, n, n]` |
+//! | W_oms | [`MetaState::W_oms`] | `[1 or H, n, C]` |
+//!
+//! The recurrence of ms is that of time mixing with receptance, key and value z, so it runs through the same operator,
+//! [`wkv7`](rwkv7_core::operator::wkv7). S, z, ms and what is read of it are f32 whatever the model's dtype is.
+//!
+//! ```
+//! use burn::tensor::{Device, Int, Tensor};
+//! use meta_state::{MetaStateConfig, MetaStateModelConfig};
+//! use rwkv7_core::Rwkv7Config;
+//!
+//! let config = Rwkv7Config::new(256, 2, 64).with_second_half(MetaStateConfig::practical());
+//! let model = config.init(&Device::default(), 0);
+//! let tokens = Tensor::<2, Int>::from_data([[77, 101, 116, 97]], &Device::default());
+//! let (logits, state) = model.forward(tokens, None);
+//! assert_eq!(logits.dims(), [1, 4, 256]);
+//! assert_eq!(state.num_values(), config.num_state_values());
+//! # let _: MetaStateModelConfig = config;
+//! ```
+
+mod config;
+mod layer;
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;
+
+use rwkv7_core::{Rwkv7, Rwkv7Config, State};
+
+pub use config::{MetaStateConfig, Oms, Removal, Scale, Side, Sse};
+pub use layer::{MetaState, MetaStateState};
+
+/// A language model of RWKV-7 time mixing and Meta-State.
+pub type MetaStateLm = Rwkv7<MetaState>;
+
+/// Configuration of [`MetaStateLm`].
+pub type MetaStateModelConfig = Rwkv7Config<MetaStateConfig>;
+
+/// State of [`MetaStateLm`].
+pub type MetaStateLmState = State<MetaStateState>;

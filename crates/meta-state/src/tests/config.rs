@@ -1,0 +1,137 @@
+//! Sizes, JSON, and what is refused.
+
+use burn::{module::Module, tensor::Device};
+
+use super::*;
+
+/// Reference `growth-and-evaluation.md` C.1, in millions of parameters, V = 50,304: name, L, C, RWKV-7, shared W_oms,
+/// W_oms per head, values of the state. Its counts for a shared W_oms are those of 12 heads whatever the width is; these are
+/// of heads of 64.
+const SIZES: [(&str, usize, usize, f64, f64, f64, f64); 4] = [
+    ("150M", 12, 768, 167.7, 111.6, 118.1, 1.18),
+    ("450M", 18, 1024, 342.8, 193.0, 210.7, 2.36),
+    ("900M", 24, 1280, 628.8, 316.1, 353.5, 3.93),
+    ("1.5B", 32, 1536, 1105.5, 504.6, 577.0, 6.29),
+];
+
+#[test]
+fn the_papers_sizes_have_the_counts_of_the_reference() {
+    for (name, layers, width, rwkv7, shared, per_head, state) in SIZES {
+        let base = Rwkv7Config::new(50304, layers, width);
+        let millions = |count: usize| (count as f64 / 1e5).round() / 10.0;
+        let with = |half: MetaStateConfig| base.with_second_half(half);
+        assert_eq!(millions(base.num_params_official()), rwkv7, "{name}");
+        let paper = with(MetaStateConfig::paper());
+        assert_eq!(millions(paper.num_params_official()), shared, "{name}");
+        let practical = with(MetaStateConfig::practical());
+        assert_eq!(
+            millions(practical.num_params_official()),
+            per_head,
+            "{name}"
+        );
+        let matrices = paper.num_state_values() - layers * width;
+        assert_eq!((matrices as f64 / 1e4).round() / 100.0, state, "{name}");
+    }
+}
+
+#[test]
+fn twelve_heads_of_the_largest_size_as_the_paper_says() {
+    let twelve = Rwkv7Config {
+        head_size: 128,
+        ..Rwkv7Config::new(50304, 32, 1536)
+    };
+    let paper = twelve.with_second_half(MetaStateConfig::paper());
+    assert_eq!(paper.n_head(), 12);
+    assert_eq!(paper.num_params_official() / 100_000, 5077);
+    assert_eq!(paper.num_state_values() - 32 * 1536, 12_582_912);
+}
+
+#[test]
+fn counts_are_those_of_the_tensors() {
+    for (name, half) in variants() {
+        let config = small(&half);
+        let model = config.init(&Device::default(), 0);
+        assert_eq!(model.num_params(), config.num_params(), "{name}");
+        let state = model.zero_state(1, &Device::default());
+        assert_eq!(state.num_values(), config.num_state_values(), "{name}");
+    }
+}
+
+#[test]
+fn json_round_trip_presets_and_mistakes() {
+    for (name, half) in variants() {
+        let json = serde_json::to_string(&half).unwrap();
+        let again: MetaStateConfig = serde_json::from_str(&json).unwrap();
+        assert_eq!(again, half, "{name}");
+    }
+    let parse = |json: &str| serde_json::from_str::<MetaStateConfig>(json);
+    assert_eq!(parse("\"paper\"").unwrap(), MetaStateConfig::paper());
+    let some = parse(r#"{"sse": {"low-rank": 4}}"#).unwrap();
+    let expected = MetaStateConfig {
+        sse: Sse::LowRank(4),
+        ..MetaStateConfig::practical()
+    };
+    assert_eq!(some, expected);
+    for (json, named) in [
+        ("\"papers\"", "practical"),
+        (r#"{"omss": "shared"}"#, "omss"),
+        (r#"{"oms": "split"}"#, "per-head"),
+        ("3", "an object"),
+    ] {
+        let error = parse(json).unwrap_err().to_string();
+        assert!(error.contains(named), "{json}: {error}");
+    }
+}
+
+#[test]
+fn options_that_make_no_layer_are_refused_with_the_reason() {
+    let base = MetaStateConfig::practical;
+    for (half, named) in [
+        (
+            MetaStateConfig {
+                sse: Sse::TopLeft(9),
+                ..base()
+            },
+            "head size 8",
+        ),
+        (
+            MetaStateConfig {
+                sse: Sse::TopLeft(0),
+                ..base()
+            },
+            "top-left",
+        ),
+        (
+            MetaStateConfig {
+                sse: Sse::LowRank(9),
+                ..base()
+            },
+            "low-rank",
+        ),
+        (
+            MetaStateConfig {
+                sse: Sse::Learned,
+                side: Side::Key,
+                ..base()
+            },
+            "no state is read",
+        ),
+        (
+            MetaStateConfig {
+                scale: Scale::Constant(0.0),
+                ..base()
+            },
+            "scale",
+        ),
+        (
+            MetaStateConfig {
+                norm_eps: 0.0,
+                ..base()
+            },
+            "norm_eps",
+        ),
+    ] {
+        let error = small(&half).validate().unwrap_err().to_string();
+        assert!(error.contains(named), "{error}");
+    }
+}
