@@ -213,6 +213,21 @@ impl SecondHalfConfig for MetaStateConfig {
         oms + sse + norm + shift
     }
 
+    fn of_checkpoint(
+        shape: &dyn Fn(&str) -> Option<Vec<usize>>,
+        declared: Option<&serde_json::Value>,
+    ) -> Result<Self, String> {
+        let Some(declared) = declared else {
+            return Err(match shape("ms.W_oms") {
+                None => "no Meta-State model: blocks.0.ms.W_oms is missing".into(),
+                Some(_) => "the file does not say its configuration, which the shapes of a Meta-State model do not show; \
+                            put the config.json of its training run beside it"
+                    .into(),
+            });
+        };
+        Self::deserialize(declared).map_err(|error| format!("second_half: {error}"))
+    }
+
     fn num_state_values(&self, dims: &LayerDims) -> usize {
         let size = self.size(dims.head_size);
         let shift = if self.token_shift { dims.n_embd } else { 0 };

@@ -17,7 +17,10 @@ use rwkv7_core::{
     state::{StateError, StateTensors, TensorReader, TensorWriter},
 };
 
-use crate::config::{MetaStateConfig, Oms, Removal, Scale, Side, Sse};
+use crate::{
+    config::{MetaStateConfig, Oms, Removal, Scale, Side, Sse},
+    diagnostics::{Diagnostics, MEASUREMENTS},
+};
 
 /// The Meta-State layer. Fields are named like the checkpoint's tensors `blocks.{i}.ms.…`.
 #[derive(Module, Debug)]
@@ -38,6 +41,8 @@ pub struct MetaState {
     pub W_oms: Param<Tensor<3>>,
     #[module(skip)]
     config: MetaStateConfig,
+    #[module(skip)]
+    diagnostics: Diagnostics,
     n_head: usize,
     head_size: usize,
 }
@@ -82,6 +87,7 @@ impl MetaState {
                 .then(|| init.norm(heads * size, config.norm_eps)),
             W_oms: init.zeros([groups, size, width]),
             config: config.clone(),
+            diagnostics: Diagnostics::default(),
             n_head: heads,
             head_size,
         }
@@ -125,6 +131,7 @@ impl MetaState {
     /// z as it enters ms, zero at padding.
     fn encode(&self, x: Tensor<4>, trace: &TimeMixTrace, span: &Span) -> Tensor<4> {
         let z = activation::relu(self.read(x, trace));
+        self.diagnostics.encoded(&z);
         let z = if self.config.center {
             z.clone() - z.mean_dim(3)
         } else {
@@ -177,7 +184,8 @@ impl MetaState {
     /// The layer norm of each head of `u [batch, time, heads, n]`.
     fn norm(&self, u: Tensor<4>) -> Tensor<4> {
         let [_, _, heads, size] = u.dims();
-        let normal = head_norm(u, self.config.norm_eps);
+        let normal = head_norm(u.clone(), self.config.norm_eps);
+        self.diagnostics.read(&u, &normal);
         match &self.ln {
             None => normal,
             Some(ln) => {
@@ -207,6 +215,16 @@ impl SecondHalf for MetaState {
     type State = MetaStateState;
 
     const NAME: &'static str = "ms";
+
+    const MEASUREMENTS: &'static [&'static str] = &MEASUREMENTS;
+
+    fn measure(&mut self, on: bool) {
+        self.diagnostics.switch(on);
+    }
+
+    fn measurements(&self) -> Vec<f64> {
+        self.diagnostics.last()
+    }
 
     fn reads_states(&self) -> bool {
         self.config.side == Side::Value && self.config.sse != Sse::Learned

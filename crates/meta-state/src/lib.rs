@@ -37,6 +37,7 @@
 //! ```
 
 mod config;
+pub mod diagnostics;
 mod layer;
 
 #[cfg(test)]

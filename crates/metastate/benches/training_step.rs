@@ -14,11 +14,12 @@ use burn::{
     train::TrainStep,
 };
 use clap::Parser;
+use meta_state::MetaStateConfig;
 use recipes::{
     data::loader::Batch,
     train::{StepSettings, Trainee},
 };
-use rwkv7_core::{Rwkv7Config, optimizer::OptimizerConfig};
+use rwkv7_core::{Rwkv7Config, config::SecondHalfConfig, optimizer::OptimizerConfig};
 use serde_json::json;
 
 #[global_allocator]
@@ -42,6 +43,9 @@ struct Args {
     /// Steps before, not measured.
     #[arg(long, default_value_t = 2)]
     warmup: usize,
+    /// rwkv7, meta-state (practical) or meta-state-paper.
+    #[arg(long, default_value = "rwkv7")]
+    arch: String,
     #[arg(long)]
     device: Option<String>,
     /// Measure this many tokens of generation, batch 1, instead of training.
@@ -56,16 +60,39 @@ fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     memory::keep_pages();
     let args = Args::parse();
     let device = device::open(args.device.as_deref())?;
-    let config = Rwkv7Config::new(args.vocab, args.layers, args.width);
+    let base = Rwkv7Config::new(args.vocab, args.layers, args.width);
+    match args.arch.as_str() {
+        "rwkv7" => measure(&args, &base, &device),
+        "meta-state" => measure(
+            &args,
+            &base.with_second_half(MetaStateConfig::practical()),
+            &device,
+        ),
+        "meta-state-paper" => measure(
+            &args,
+            &base.with_second_half(MetaStateConfig::paper()),
+            &device,
+        ),
+        other => Err(format!("unknown architecture {other}").into()),
+    }
+}
+
+/// Measures a model and prints the result.
+fn measure<S: SecondHalfConfig>(
+    args: &Args,
+    config: &Rwkv7Config<S>,
+    device: &Device,
+) -> Result<(), Box<dyn Error + Send + Sync>> {
     let seconds = match args.generate {
-        Some(tokens) => generate(&config, &device, tokens, args.warmup + args.steps)?,
-        None => train(&args, &config, &device)?,
+        Some(tokens) => generate(config, device, tokens, args.warmup + args.steps)?,
+        None => train(args, config, device)?,
     };
     let tokens = args.generate.unwrap_or(args.batch * args.time) as f64;
     let mut sorted = seconds[args.warmup..].to_vec();
     sorted.sort_by(f64::total_cmp);
     let median = sorted[sorted.len() / 2];
     let report = json!({
+        "arch": args.arch,
         "parameters": config.num_params(),
         "tokens_per_second_best": tokens / sorted[0],
         "tokens_per_second_median": tokens / median,
@@ -81,9 +108,9 @@ fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
 }
 
 /// Seconds of every training step: forward, backward, clipping, AdamW.
-fn train(
+fn train<S: SecondHalfConfig>(
     args: &Args,
-    config: &Rwkv7Config,
+    config: &Rwkv7Config<S>,
     device: &Device,
 ) -> Result<Vec<f64>, Box<dyn Error + Send + Sync>> {
     let device = device.clone().autodiff();
@@ -91,6 +118,7 @@ fn train(
         accumulation: 1,
         clip_norm: 1.0,
         l2_wrap: false,
+        diagnostics: false,
     };
     let mut model = Trainee::new(config.init(&device, 0), settings);
     let mut optimizer = OptimizerConfig::default().init();
@@ -121,8 +149,8 @@ fn train(
 }
 
 /// Seconds of every repetition of generating `tokens` tokens one by one.
-fn generate(
-    config: &Rwkv7Config,
+fn generate<S: SecondHalfConfig>(
+    config: &Rwkv7Config<S>,
     device: &Device,
     tokens: usize,
     repetitions: usize,

@@ -3,8 +3,9 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use meta_state::MetaStateConfig;
 
-/// Train, evaluate, convert and run RWKV-7 language models on any GPU or the CPU.
+/// Train, evaluate, convert and run RWKV-7 and Meta-State language models on any GPU or the CPU.
 #[derive(Parser)]
 #[command(name = "metastate", version)]
 pub struct Cli {
@@ -26,6 +27,8 @@ pub enum Command {
     Convert(Convert),
     /// Print architecture, dimensions, exact parameter count and dtype of a checkpoint.
     Inspect(Inspect),
+    /// List the models that have a name.
+    Models(Models),
 }
 
 /// Where the work is done.
@@ -72,8 +75,8 @@ pub enum Task {
 
 #[derive(Args)]
 pub struct Eval {
-    /// A training output folder or a checkpoint file.
-    #[arg(long, value_name = "PATH")]
+    /// A model of the zoo, a training output folder or a checkpoint file.
+    #[arg(long, value_name = "NAME|PATH")]
     pub model: PathBuf,
     /// What to measure.
     #[arg(long, value_enum, default_value = "perplexity")]
@@ -99,8 +102,8 @@ pub struct Eval {
 
 #[derive(Args)]
 pub struct Generate {
-    /// A training output folder or a checkpoint file.
-    #[arg(long, value_name = "PATH")]
+    /// A model of the zoo, a training output folder or a checkpoint file.
+    #[arg(long, value_name = "NAME|PATH")]
     pub model: PathBuf,
     /// byte, an RWKV World vocabulary or a Hugging Face tokenizer.json. Default: the model folder's.
     #[arg(long, value_name = "byte|PATH")]
@@ -147,8 +150,8 @@ pub struct Generate {
 
 #[derive(Args)]
 pub struct Logits {
-    /// A training output folder or a checkpoint file.
-    #[arg(long, value_name = "PATH")]
+    /// A model of the zoo, a training output folder or a checkpoint file.
+    #[arg(long, value_name = "NAME|PATH")]
     pub model: PathBuf,
     /// Token ids, as in 1,2,3.
     #[arg(long, value_name = "IDS", value_delimiter = ',', required = true)]
@@ -158,6 +161,15 @@ pub struct Logits {
     /// Print one JSON object.
     #[arg(long)]
     pub json: bool,
+}
+
+/// Architectures.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Arch {
+    /// RWKV-7 as published.
+    Rwkv7,
+    /// RWKV-7 whose second halves are Meta-State.
+    MetaState,
 }
 
 /// Checkpoint formats that can be written.
@@ -196,6 +208,12 @@ pub struct Convert {
     /// Dtype to write. Default: each tensor's own.
     #[arg(long, value_enum)]
     pub dtype: Option<Dtype>,
+    /// Architecture to make of it: an RWKV-7 checkpoint becomes a Meta-State model with new layers at their initial values.
+    #[arg(long, value_enum)]
+    pub arch: Option<Arch>,
+    /// The Meta-State layer that --arch meta-state puts in: paper, practical or a JSON object of its fields.
+    #[arg(long, value_name = "NAME|JSON", default_value = "practical", value_parser = meta_state)]
+    pub meta_state: MetaStateConfig,
 }
 
 #[derive(Args)]
@@ -206,6 +224,20 @@ pub struct Inspect {
     /// Print one JSON object.
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Args)]
+pub struct Models {
+    /// Print one JSON array.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Parses the configuration of the Meta-State layer.
+fn meta_state(text: &str) -> Result<MetaStateConfig, String> {
+    let json =
+        serde_json::from_str(text).unwrap_or_else(|_| serde_json::Value::String(text.into()));
+    serde_json::from_value(json).map_err(|error| error.to_string())
 }
 
 /// Parses a number from 1.

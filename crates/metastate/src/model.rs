@@ -1,11 +1,14 @@
 //! Models and tokenizers as the command line names them.
 
-use std::path::{Path, PathBuf};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+};
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
+use recipes::zoo::{self, Entry};
 use rwkv7_core::{
-    Rwkv7Config, Rwkv7Lm,
-    checkpoint::{self, CheckpointError},
+    checkpoint::{Checkpoint, CheckpointError},
     tokenizer::{self, Tokenizer},
 };
 
@@ -13,16 +16,28 @@ use rwkv7_core::{
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
     /// No tokenizer given, and the model does not say which one it was trained with.
-    #[error("{}: the model does not say which tokenizer it was trained with; name it with --tokenizer byte|PATH", path.display())]
+    #[error(
+        "{model}: the model does not say which tokenizer it was trained with; name it with --tokenizer byte|PATH"
+    )]
     NoTokenizer {
         /// The model.
-        path: PathBuf,
+        model: String,
+    },
+    /// A model of the zoo that is only a configuration.
+    #[error(
+        "{name} is a configuration without weights: train it with --set model.preset={name}; trained models of the zoo: \
+         {trained}"
+    )]
+    Untrained {
+        /// The model.
+        name: &'static str,
+        /// Those with weights.
+        trained: String,
     },
     /// The tokenizer has ids that the model has no embedding for.
     #[error(
-        "the tokenizer `{tokenizer}` has ids up to {largest}, the model {} knows ids below {vocab_size}; use the tokenizer \
-         that the model was trained with",
-        model.display()
+        "the tokenizer `{tokenizer}` has ids up to {largest}, the model {model} knows ids below {vocab_size}; use the \
+         tokenizer that the model was trained with"
     )]
     TokenizerTooLarge {
         /// The tokenizer.
@@ -30,7 +45,7 @@ pub enum ModelError {
         /// Its largest id.
         largest: usize,
         /// The model.
-        model: PathBuf,
+        model: String,
         /// The model's vocabulary.
         vocab_size: usize,
     },
@@ -48,70 +63,110 @@ pub enum ModelError {
     },
 }
 
-/// A model in memory, with what was found beside it.
-pub struct Model {
-    pub path: PathBuf,
-    pub config: Rwkv7Config,
-    pub network: Rwkv7Lm,
+/// Where a model comes from.
+pub enum Source {
+    /// A file or folder.
+    Path(PathBuf),
+    /// A trained model of the zoo.
+    Zoo(&'static Entry),
 }
 
-impl Model {
-    /// Loads a checkpoint file or the trained model of a training output folder.
-    pub fn load(path: &Path, device: &Device) -> Result<Self, CheckpointError> {
-        let (config, network) = checkpoint::load(path, device)?;
-        Ok(Self {
-            path: path.to_path_buf(),
-            config,
-            network,
-        })
+impl Source {
+    /// A zoo name, or else a path.
+    pub fn find(name: &Path) -> Result<Self, ModelError> {
+        let entry = name.to_str().and_then(zoo::find);
+        match entry {
+            Some(entry) if !name.exists() => match entry.recipe() {
+                Some(_) => Ok(Self::Zoo(entry)),
+                None => Err(ModelError::Untrained {
+                    name: entry.name,
+                    trained: trained().collect::<Vec<_>>().join(", "),
+                }),
+            },
+            _ => Ok(Self::Path(name.to_path_buf())),
+        }
     }
 
-    /// The tokenizer asked for, or the one that the training run used, with its name; its ids fit the model.
+    /// The checkpoint.
+    pub fn open(&self) -> Result<Checkpoint, CheckpointError> {
+        match self {
+            Self::Path(path) => Checkpoint::open(path),
+            Self::Zoo(entry) => match entry.weights() {
+                Some(weights) => weights,
+                None => unreachable!("only trained models are found"),
+            },
+        }
+    }
+
+    /// The tokenizer in the recipe of the training run that made the model.
+    fn recorded_tokenizer(&self) -> Option<String> {
+        let recipe = match self {
+            Self::Zoo(entry) => entry.recipe()?.to_string(),
+            Self::Path(path) => {
+                let folder = if path.is_dir() { path } else { path.parent()? };
+                std::fs::read_to_string(folder.join("recipe.json")).ok()?
+            }
+        };
+        let recipe: serde_json::Value = serde_json::from_str(&recipe).ok()?;
+        Some(recipe.get("tokenizer")?.as_str()?.to_string())
+    }
+
+    /// The tokenizer asked for, or the one that the training run used, with its name; its ids fit a model of `vocab_size`.
     pub fn tokenizer(
         &self,
         asked: Option<&str>,
+        vocab_size: usize,
     ) -> Result<(String, Box<dyn Tokenizer>), Box<dyn std::error::Error + Send + Sync>> {
         let spec = match asked {
             Some(spec) => spec.to_string(),
-            None => recorded_tokenizer(&self.path).ok_or_else(|| ModelError::NoTokenizer {
-                path: self.path.clone(),
-            })?,
+            None => self
+                .recorded_tokenizer()
+                .ok_or_else(|| ModelError::NoTokenizer {
+                    model: self.to_string(),
+                })?,
         };
         let tokenizer = tokenizer::load(&spec)?;
-        if tokenizer.vocab_size() > self.config.vocab_size {
+        if tokenizer.vocab_size() > vocab_size {
             return Err(ModelError::TokenizerTooLarge {
                 tokenizer: spec,
                 largest: tokenizer.vocab_size() - 1,
-                model: self.path.clone(),
-                vocab_size: self.config.vocab_size,
+                model: self.to_string(),
+                vocab_size,
             }
             .into());
         }
         Ok((spec, tokenizer))
     }
+}
 
-    /// Ids as one row of a batch, `[1, time]`, all within the vocabulary.
-    pub fn row(&self, ids: &[u32], device: &Device) -> Result<Tensor<2, Int>, ModelError> {
-        let vocab_size = self.config.vocab_size;
-        if let Some(position) = ids.iter().position(|&id| id as usize >= vocab_size) {
-            return Err(ModelError::TokenId {
-                id: ids[position],
-                position,
-                vocab_size,
-            });
+impl fmt::Display for Source {
+    fn fmt(&self, out: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Self::Path(path) => path.display().fmt(out),
+            Self::Zoo(entry) => out.write_str(entry.name),
         }
-        let values: Vec<i32> = ids.iter().map(|&id| id as i32).collect();
-        Ok(Tensor::from_data(
-            TensorData::new(values, [1, ids.len()]),
-            device,
-        ))
     }
 }
 
-/// The tokenizer in the recipe of the training run that made this model.
-fn recorded_tokenizer(path: &Path) -> Option<String> {
-    let folder = if path.is_dir() { path } else { path.parent()? };
-    let recipe = std::fs::read_to_string(folder.join("recipe.json")).ok()?;
-    let recipe: serde_json::Value = serde_json::from_str(&recipe).ok()?;
-    Some(recipe.get("tokenizer")?.as_str()?.to_string())
+/// Names of the trained models of the zoo.
+pub fn trained() -> impl Iterator<Item = &'static str> {
+    let trained = |entry: &&Entry| entry.recipe().is_some();
+    zoo::entries()
+        .iter()
+        .filter(trained)
+        .map(|entry| entry.name)
+}
+
+/// Ids as one row of a batch, `[1, time]`, all within the vocabulary.
+pub fn row(ids: &[u32], vocab_size: usize, device: &Device) -> Result<Tensor<2, Int>, ModelError> {
+    if let Some(position) = ids.iter().position(|&id| id as usize >= vocab_size) {
+        return Err(ModelError::TokenId {
+            id: ids[position],
+            position,
+            vocab_size,
+        });
+    }
+    let values: Vec<i32> = ids.iter().map(|&id| id as i32).collect();
+    let data = TensorData::new(values, [1, ids.len()]);
+    Ok(Tensor::from_data(data, device))
 }

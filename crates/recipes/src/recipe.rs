@@ -2,13 +2,14 @@
 
 use std::path::PathBuf;
 
-use rwkv7_core::{
-    Rwkv7Config, config::ConfigError, layers::ChannelMixConfig, optimizer::OptimizerConfig,
-};
+use rwkv7_core::optimizer::OptimizerConfig;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::data::windows::Sampling;
+use crate::{
+    data::windows::Sampling,
+    model::{Arch, ModelSpec},
+};
 
 /// What is learned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,84 +19,6 @@ pub enum Task {
     Reverse,
     /// Predict the next token of a text.
     Text,
-}
-
-/// The model's size: a published one by name, or dimensions; what is left out follows the official training script.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct ModelSpec {
-    /// A published size such as `world-0.1b`; the other fields override its parts.
-    pub preset: Option<String>,
-    /// Vocabulary size; by default the tokenizer's.
-    pub vocab_size: Option<usize>,
-    /// Layers.
-    pub n_layer: Option<usize>,
-    /// Embedding width.
-    pub n_embd: Option<usize>,
-    /// Head size.
-    pub head_size: Option<usize>,
-    /// Low-rank width of the decay.
-    pub decay_rank: Option<usize>,
-    /// Low-rank width of the in-context learning rate.
-    pub in_context_rank: Option<usize>,
-    /// Low-rank width of the value residual.
-    pub value_rank: Option<usize>,
-    /// Low-rank width of the gate.
-    pub gate_rank: Option<usize>,
-    /// Feed-forward width.
-    pub ffn_size: Option<usize>,
-}
-
-impl ModelSpec {
-    /// The configuration for a tokenizer with this vocabulary.
-    ///
-    /// # Errors
-    ///
-    /// [`ConfigError`] if the preset is unknown or the dimensions make no model.
-    pub fn config(&self, tokenizer_vocab: usize) -> Result<Rwkv7Config, ConfigError> {
-        let vocab = self.vocab_size.unwrap_or(tokenizer_vocab);
-        let base = match &self.preset {
-            Some(name) => {
-                let preset = Rwkv7Config::preset(name)?;
-                Rwkv7Config {
-                    vocab_size: self.vocab_size.unwrap_or(preset.vocab_size),
-                    ..preset
-                }
-            }
-            None => Rwkv7Config::new(
-                vocab,
-                self.n_layer.unwrap_or(12),
-                self.n_embd.unwrap_or(768),
-            ),
-        };
-        let n_embd = self.n_embd.unwrap_or(base.n_embd);
-        let base = if n_embd == base.n_embd {
-            base
-        } else {
-            Rwkv7Config::new(base.vocab_size, base.n_layer, n_embd)
-        };
-        let config = Rwkv7Config {
-            n_layer: self.n_layer.unwrap_or(base.n_layer),
-            head_size: self.head_size.unwrap_or(base.head_size),
-            decay_rank: self.decay_rank.unwrap_or(base.decay_rank),
-            in_context_rank: self.in_context_rank.unwrap_or(base.in_context_rank),
-            value_rank: self.value_rank.unwrap_or(base.value_rank),
-            gate_rank: self.gate_rank.unwrap_or(base.gate_rank),
-            second_half: ChannelMixConfig {
-                ffn_size: self.ffn_size.unwrap_or(base.second_half.ffn_size),
-            },
-            ..base
-        };
-        config.validate()?;
-        if config.vocab_size < tokenizer_vocab {
-            return Err(ConfigError::field(
-                "model.vocab_size",
-                config.vocab_size,
-                format!("at least {tokenizer_vocab}, the number of ids of the tokenizer"),
-            ));
-        }
-        Ok(config)
-    }
 }
 
 /// Linear warm-up, then a cosine from peak to final.
@@ -126,6 +49,8 @@ impl Default for LearningRate {
 pub struct Recipe {
     /// What is learned.
     pub task: Task,
+    /// `rwkv7` or `meta-state`; by default the preset's, or else `rwkv7`.
+    pub arch: Option<Arch>,
     /// Digits of the longest number; task `reverse` only.
     pub max_digits: usize,
     /// The model's size.
@@ -164,6 +89,8 @@ pub struct Recipe {
     pub l2_wrap: bool,
     /// Seed of initial values and data order.
     pub seed: u64,
+    /// Whether every layer measures itself at every step, for architectures that can; slower.
+    pub diagnostics: bool,
     /// Checkpoints to keep, besides the one with the best validation loss.
     pub keep_checkpoints: usize,
 }
@@ -172,6 +99,7 @@ impl Default for Recipe {
     fn default() -> Self {
         Self {
             task: Task::Text,
+            arch: None,
             max_digits: 15,
             model: ModelSpec::default(),
             tokenizer: "byte".into(),
@@ -191,6 +119,7 @@ impl Default for Recipe {
             clip_norm: 1.0,
             l2_wrap: true,
             seed: 0,
+            diagnostics: false,
             keep_checkpoints: 2,
         }
     }
@@ -307,8 +236,9 @@ impl Recipe {
     ///
     /// [`RecipeError`] names the override and, for an unknown key, lists all there are.
     pub fn with_overrides(&self, settings: &[String]) -> Result<Self, RecipeError> {
-        let mut json = self.to_json();
+        let mut recipe = self.clone();
         for setting in settings {
+            let mut json = recipe.to_json();
             let wrong = |reason: String| RecipeError::Override {
                 setting: setting.clone(),
                 reason,
@@ -316,6 +246,11 @@ impl Recipe {
             let (key, value) = setting
                 .split_once('=')
                 .ok_or_else(|| wrong("expected key=value".into()))?;
+            if let Some(place @ Value::Null) = json.pointer_mut("/model/meta_state")
+                && key.starts_with("model.meta_state.")
+            {
+                *place = serde_json::json!(recipe.model.meta_state());
+            }
             let known = keys(&json, "");
             let place = key
                 .split('.')
@@ -327,14 +262,10 @@ impl Recipe {
                 });
             };
             *place = serde_json::from_str(value).unwrap_or_else(|_| Value::String(value.into()));
-            if let Err(error) = serde_json::from_value::<Self>(json.clone()) {
-                return Err(wrong(error.to_string()));
-            }
+            // Back and forth, so that a part that was given by its name can be changed further.
+            recipe = serde_json::from_value(json).map_err(|error| wrong(error.to_string()))?;
         }
-        serde_json::from_value(json).map_err(|error| RecipeError::Json {
-            name: "with overrides".into(),
-            reason: error.to_string(),
-        })
+        Ok(recipe)
     }
 
     /// The recipe as JSON, every key spelled out.
@@ -468,14 +399,14 @@ mod tests {
             let mut recipe = Recipe::load(name).unwrap();
             recipe.data.push("text.txt".into());
             recipe.validate().unwrap();
-            recipe.model.config(256).unwrap();
+            recipe.model.config(recipe.arch, 256).unwrap();
             let json = recipe.to_json().to_string();
             assert_eq!(Recipe::parse("again", &json).unwrap(), recipe);
         }
         let shakespeare = Recipe::load("shakespeare-char")
             .unwrap()
             .model
-            .config(256)
+            .config(None, 256)
             .unwrap();
         assert!(
             shakespeare.num_params() < 900_000,

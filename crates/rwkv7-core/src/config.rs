@@ -46,6 +46,17 @@ pub trait SecondHalfConfig:
     /// Exact number of parameters of one layer.
     fn num_params(&self, dims: &LayerDims) -> usize;
 
+    /// The configuration of the layers in a checkpoint, from the shapes of the first one's tensors (`ffn.key.weight`) and
+    /// what the file says of its second half.
+    ///
+    /// # Errors
+    ///
+    /// What is missing and what to do, for people.
+    fn of_checkpoint(
+        shape: &dyn Fn(&str) -> Option<Vec<usize>>,
+        declared: Option<&serde_json::Value>,
+    ) -> Result<Self, String>;
+
     /// Number of values that one layer carries from token to token, for one sequence.
     fn num_state_values(&self, dims: &LayerDims) -> usize;
 
@@ -203,12 +214,7 @@ impl Rwkv7Config<ChannelMixConfig> {
     }
 }
 
-impl<S: SecondHalfConfig> Rwkv7Config<S> {
-    /// Number of heads H = C / N.
-    pub fn n_head(&self) -> usize {
-        self.n_embd / self.head_size
-    }
-
+impl<S> Rwkv7Config<S> {
     /// The same dimensions with another second half.
     pub fn with_second_half<T>(&self, second_half: T) -> Rwkv7Config<T> {
         Rwkv7Config {
@@ -225,6 +231,13 @@ impl<S: SecondHalfConfig> Rwkv7Config<S> {
             embedding_norm: self.embedding_norm,
             second_half,
         }
+    }
+}
+
+impl<S: SecondHalfConfig> Rwkv7Config<S> {
+    /// Number of heads H = C / N.
+    pub fn n_head(&self) -> usize {
+        self.n_embd / self.head_size
     }
 
     /// The part of the configuration that every layer sees.

@@ -1,6 +1,7 @@
 //! The layer against the equations, and the model it makes against itself.
 
 mod config;
+mod golden;
 mod model;
 mod oracle;
 

@@ -206,9 +206,8 @@ fn a_new_layer_adds_nothing() {
 #[test]
 fn a_state_is_saved_and_another_models_state_is_refused() {
     let device = Device::default();
-    let folder = std::env::temp_dir().join(format!("meta-state-{}", std::process::id()));
-    std::fs::create_dir_all(&folder).unwrap();
-    let file = folder.join("state.safetensors");
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("state.safetensors");
     let half = MetaStateConfig {
         token_shift: true,
         ..MetaStateConfig::practical()
@@ -245,5 +244,4 @@ fn a_state_is_saved_and_another_models_state_is_refused() {
         .load(&file)
         .unwrap_err();
     assert!(error.to_string().contains("ffn.shift"), "{error}");
-    std::fs::remove_dir_all(&folder).unwrap();
 }

@@ -1,17 +1,33 @@
-//! `metastate convert`: another format or dtype, tensor by tensor.
+//! `metastate convert`: another format, dtype or architecture, tensor by tensor.
 
 use burn::tensor::DType;
-use rwkv7_core::checkpoint::{Checkpoint, Format};
+use recipes::{for_architecture, model::ModelConfig};
+use rwkv7_core::checkpoint::{Format, Replaced};
 use serde_json::json;
 
-use crate::{Outcome, cli};
+use crate::{
+    Outcome,
+    cli::{self, Arch},
+    model::Source,
+};
 
 use super::report;
 
+/// A checkpoint cannot become a model of this architecture.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{input}: a model of architecture {from} cannot become one of architecture {to}; only rwkv7 -> meta-state"
+)]
+struct NoSuchConversion {
+    input: String,
+    from: &'static str,
+    to: &'static str,
+}
+
 /// Converts a checkpoint file.
 pub fn run(args: cli::Convert) -> Outcome {
-    let input = args.input;
-    let checkpoint = Checkpoint::open(&input)?;
+    let source = Source::find(&args.input)?;
+    let checkpoint = source.open()?;
     let format = match args.format {
         cli::Format::Blinkdl => Format::Official,
         cli::Format::Hf => Format::Fla,
@@ -22,11 +38,48 @@ pub fn run(args: cli::Convert) -> Outcome {
         cli::Dtype::F16 => DType::F16,
         cli::Dtype::Bf16 => DType::BF16,
     });
-    let tensors = checkpoint.len();
-    checkpoint.save(&args.output, format, dtype)?;
-    let object = json!({ "input": input, "output": args.output, "tensors": tensors });
+    let config = ModelConfig::of(&checkpoint)?;
+    let replaced =
+        match (&config, args.arch) {
+            (_, None)
+            | (ModelConfig::Rwkv7(_), Some(Arch::Rwkv7))
+            | (ModelConfig::MetaState(_), Some(Arch::MetaState)) => {
+                for_architecture!(ModelConfig, &config, config => {
+                    checkpoint.save(config, &args.output, format, dtype)?;
+                });
+                Replaced::default()
+            }
+            (ModelConfig::Rwkv7(config), Some(Arch::MetaState)) => checkpoint
+                .save_with_second_half(config, args.meta_state, &args.output, format, dtype)?,
+            (ModelConfig::MetaState(_), Some(Arch::Rwkv7)) => {
+                return Err(NoSuchConversion {
+                    input: source.to_string(),
+                    from: config.architecture(),
+                    to: "rwkv7",
+                }
+                .into());
+            }
+        };
+    let tensors = checkpoint.len() - replaced.dropped.len() + replaced.added.len();
+    let object = json!({
+        "input": args.input, "output": args.output, "tensors": tensors,
+        "dropped": replaced.dropped, "added": replaced.added,
+    });
     report(false, object, || {
-        format!("{tensors} tensors -> {}", args.output.display())
+        let mut lines = vec![format!("{tensors} tensors -> {}", args.output.display())];
+        for (what, names) in [
+            ("dropped", &replaced.dropped),
+            ("at initial values", &replaced.added),
+        ] {
+            if !names.is_empty() {
+                lines.push(format!(
+                    "{what}: {} tensors: {}",
+                    names.len(),
+                    names.join(", ")
+                ));
+            }
+        }
+        lines.join("\n")
     });
     Ok(())
 }

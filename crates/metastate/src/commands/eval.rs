@@ -2,7 +2,8 @@
 
 use recipes::{
     data::tokens::{self, Corpus},
-    evaluate,
+    evaluate, for_architecture,
+    model::AnyModel,
 };
 use serde_json::json;
 
@@ -10,7 +11,7 @@ use crate::{
     Outcome,
     cli::{Eval, Task},
     device,
-    model::Model,
+    model::Source,
 };
 
 use super::report;
@@ -19,8 +20,9 @@ use super::report;
 pub fn run(args: Eval) -> Outcome {
     let Task::Perplexity = args.task;
     let device = device::open(args.on.device.as_deref())?;
-    let model = Model::load(&args.model, &device)?;
-    let (name, tokenizer) = model.tokenizer(args.tokenizer.as_deref())?;
+    let source = Source::find(&args.model)?;
+    let model = AnyModel::load(source.open()?, &device)?;
+    let (name, tokenizer) = source.tokenizer(args.tokenizer.as_deref(), model.vocab_size())?;
     let corpus = Corpus {
         paths: &args.data,
         text_field: &args.text_field,
@@ -28,15 +30,12 @@ pub fn run(args: Eval) -> Outcome {
         tokenizer_name: &name,
     };
     let text = corpus.tokenize(&tokens::cache_folder())?;
-    let result = evaluate::stream(
-        &model.network,
-        &device,
-        &text,
-        args.context,
-        tokenizer.as_ref(),
-    )?;
+    let tokenizer = tokenizer.as_ref();
+    let result = for_architecture!(AnyModel, model, model => {
+        evaluate::stream(&model.network, &device, &text, args.context, tokenizer)?
+    });
     let object = json!({
-        "task": "perplexity", "model": model.path, "loss": result.loss, "perplexity": result.perplexity,
+        "task": "perplexity", "model": args.model, "loss": result.loss, "perplexity": result.perplexity,
         "bits_per_byte": result.bits_per_byte, "tokens": result.tokens,
         "tokens_per_second": result.tokens_per_second,
     });

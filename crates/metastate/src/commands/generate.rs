@@ -6,13 +6,23 @@ use std::{
 };
 
 use burn::tensor::{Device, Tensor};
+use recipes::{
+    for_architecture,
+    model::{AnyModel, Model},
+};
 use rwkv7_core::{
+    config::SecondHalfConfig,
     sampling::{Sampler, SamplerConfig},
-    tokenizer::StreamDecoder,
+    tokenizer::{StreamDecoder, Tokenizer},
 };
 use serde_json::json;
 
-use crate::{Outcome, cli::Generate, device, model::Model};
+use crate::{
+    Outcome,
+    cli::Generate,
+    device,
+    model::{Source, row},
+};
 
 use super::report;
 
@@ -30,13 +40,27 @@ pub fn run(args: Generate) -> Outcome {
         penalty_decay: args.penalty_decay,
         seed: args.seed,
     };
-    let mut sampler = Sampler::new(sampler)?;
+    let sampler = Sampler::new(sampler)?;
     let device: Device = device::open(args.on.device.as_deref())?;
-    let model = Model::load(&args.model, &device)?;
-    let (_, tokenizer) = model.tokenizer(args.tokenizer.as_deref())?;
-    let end = tokenizer.end_of_text();
+    let source = Source::find(&args.model)?;
+    let model = AnyModel::load(source.open()?, &device)?;
+    let (_, tokenizer) = source.tokenizer(args.tokenizer.as_deref(), model.vocab_size())?;
+    let tokenizer = tokenizer.as_ref();
+    for_architecture!(AnyModel, model, model => generate(&args, &model, tokenizer, sampler, &device))
+}
 
-    let mut state = model.network.zero_state(1, &device);
+/// [`run`] with a model of this architecture.
+fn generate<S: SecondHalfConfig>(
+    args: &Generate,
+    model: &Model<S>,
+    tokenizer: &dyn Tokenizer,
+    mut sampler: Sampler,
+    device: &Device,
+) -> Outcome {
+    let end = tokenizer.end_of_text();
+    let vocab_size = model.config.vocab_size;
+
+    let mut state = model.network.zero_state(1, device);
     if let Some(path) = &args.state_in {
         state = state.load(path)?;
     }
@@ -49,7 +73,8 @@ pub fn run(args: Generate) -> Outcome {
     let started = Instant::now();
     let mut logits = None;
     for chunk in prompt.chunks(PROMPT_CHUNK) {
-        let (last, next) = model.network.read(model.row(chunk, &device)?, Some(state));
+        let tokens = row(chunk, vocab_size, device)?;
+        let (last, next) = model.network.read(tokens, Some(state));
         logits = Some(last);
         state = next;
     }
@@ -60,7 +85,7 @@ pub fn run(args: Generate) -> Outcome {
     let prompt_seconds = started.elapsed().as_secs_f64();
 
     let started = Instant::now();
-    let mut decoder = StreamDecoder::new(tokenizer.as_ref());
+    let mut decoder = StreamDecoder::new(tokenizer);
     let mut text = String::new();
     let mut out = io::stdout().lock();
     let mut count = 0;
@@ -69,7 +94,7 @@ pub fn run(args: Generate) -> Outcome {
         let known = tokenizer.vocab_size().min(logits.len());
         let id = sampler.sample(&logits[..known])?;
         count += 1;
-        let step = Tensor::from_data([id as i32], &device);
+        let step = Tensor::from_data([id as i32], device);
         let (next_logits, next) = model.network.step(step, state);
         state = next;
         if id == end {

@@ -1,41 +1,54 @@
 //! `metastate inspect`: what a checkpoint is.
 
-use rwkv7_core::checkpoint::Checkpoint;
+use recipes::model::ModelConfig;
 use serde_json::json;
 
-use crate::{Outcome, cli::Inspect};
+use crate::{Outcome, cli::Inspect, model::Source};
 
 use super::report;
 
 /// Prints architecture, dimensions, parameter count and dtype without loading the tensors.
 pub fn run(args: Inspect) -> Outcome {
     let path = args.path;
-    let checkpoint = Checkpoint::open(&path)?;
-    let config = checkpoint.config()?;
+    let source = Source::find(&path)?;
+    let checkpoint = source.open()?;
+    let config = ModelConfig::of(&checkpoint)?;
     let stored = checkpoint.num_values();
     let dtypes = checkpoint.dtypes();
     let object = json!({
-        "path": path, "architecture": "rwkv7", "format": checkpoint.format(), "config": config,
+        "path": path, "architecture": config.architecture(), "format": checkpoint.format(), "config": config,
         "parameters": config.num_params(), "stored_values": stored, "dtypes": dtypes,
         "state_values": config.num_state_values(),
     });
     report(args.json, object, || {
+        let base = config.base();
         let unused = stored - config.num_params();
         let mut lines = vec![
-            format!("{}", path.display()),
-            format!("  architecture      RWKV-7, {}", checkpoint.format()),
-            format!("  layers            {}", config.n_layer),
+            source.to_string(),
+            format!(
+                "  architecture      {}, {}",
+                config.architecture(),
+                checkpoint.format()
+            ),
+            format!("  layers            {}", base.n_layer),
             format!(
                 "  width             {} ({} heads of {})",
-                config.n_embd,
-                config.n_head(),
-                config.head_size
+                base.n_embd,
+                config.dims().n_head(),
+                base.head_size
             ),
-            format!("  feed-forward      {}", config.second_half.ffn_size),
-            format!("  vocabulary        {}", config.vocab_size),
+            match &config {
+                ModelConfig::Rwkv7(config) => {
+                    format!("  feed-forward      {}", config.second_half.ffn_size)
+                }
+                ModelConfig::MetaState(config) => {
+                    format!("  Meta-State        {}", json!(config.second_half))
+                }
+            },
+            format!("  vocabulary        {}", base.vocab_size),
             format!(
                 "  low-rank widths   decay {}, in-context rate {}, value {}, gate {}",
-                config.decay_rank, config.in_context_rank, config.value_rank, config.gate_rank
+                base.decay_rank, base.in_context_rank, base.value_rank, base.gate_rank
             ),
             format!("  parameters        {}", config.num_params()),
             format!("  dtype             {}", dtypes.join(", ")),

@@ -1,17 +1,23 @@
 //! `metastate logits`: the last position's logits.
 
+use recipes::{for_architecture, model::AnyModel};
 use serde_json::json;
 
-use crate::{Outcome, cli::Logits, device, model::Model};
+use crate::{
+    Outcome,
+    cli::Logits,
+    device,
+    model::{Source, row},
+};
 
 use super::report;
 
 /// Prints the logits after the given tokens.
 pub fn run(args: Logits) -> Outcome {
     let device = device::open(args.on.device.as_deref())?;
-    let model = Model::load(&args.model, &device)?;
-    let tokens = model.row(&args.tokens, &device)?;
-    let (logits, _) = model.network.read(tokens, None);
+    let model = AnyModel::load(Source::find(&args.model)?.open()?, &device)?;
+    let tokens = row(&args.tokens, model.vocab_size(), &device)?;
+    let logits = for_architecture!(AnyModel, model, model => model.network.read(tokens, None).0);
     let logits = logits.try_into_vec_as::<f32>()?;
     let object = json!({ "tokens": args.tokens, "logits": logits });
     report(args.json, object, || {

@@ -5,6 +5,7 @@ mod eval;
 mod generate;
 mod inspect;
 mod logits;
+mod models;
 mod train;
 
 use crate::{Outcome, cli::Command};
@@ -18,6 +19,7 @@ pub fn run(command: Command) -> Outcome {
         Command::Logits(args) => logits::run(args),
         Command::Convert(args) => convert::run(args),
         Command::Inspect(args) => inspect::run(args),
+        Command::Models(args) => models::run(args),
     }
 }
 

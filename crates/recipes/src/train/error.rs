@@ -74,15 +74,18 @@ pub enum TrainError {
     /// No checkpoint of the run to resume can be read.
     #[error("{0}; no other checkpoint can be read either, start another run")]
     Damaged(#[from] Damaged),
-    /// The loss became infinite or not a number.
+    /// The loss, or what a layer measured, became infinite or not a number.
     #[error(
-        "the loss is {loss} at step {step}; start again with a lower learning_rate.peak or more learning_rate.warmup_steps"
+        "the {what} is {value} at step {step}; start again with a lower learning_rate.peak or more \
+         learning_rate.warmup_steps (diagnostics=true measures every layer of meta-state)"
     )]
     NotFinite {
+        /// What it is: `loss`, or the layer and what it measured.
+        what: String,
         /// The optimizer step, from 1.
         step: usize,
-        /// The loss.
-        loss: f64,
+        /// The value.
+        value: f64,
     },
     /// Training was stopped, by the user or because the log cannot be written.
     #[error(

@@ -37,7 +37,7 @@ pub struct History(Arc<Mutex<Past>>);
 #[derive(Debug, Default)]
 struct Past {
     validation: BTreeMap<usize, f64>,
-    not_finite: Option<(usize, f64)>,
+    not_finite: Option<NotFinite>,
 }
 
 impl History {
@@ -52,14 +52,25 @@ impl History {
             .map(|(_, epoch)| epoch)
     }
 
-    /// The step at which the loss was no number, and what it was.
-    pub fn not_finite(&self) -> Option<(usize, f64)> {
-        self.past().not_finite
+    /// The first number that was none.
+    pub fn not_finite(&self) -> Option<NotFinite> {
+        self.past().not_finite.clone()
     }
 
     fn past(&self) -> MutexGuard<'_, Past> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// A number of a step that is infinite or none.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NotFinite {
+    /// Its name.
+    pub what: String,
+    /// The optimizer step, from 1.
+    pub step: usize,
+    /// Its value.
+    pub value: f64,
 }
 
 /// The steps of a run.
@@ -141,12 +152,29 @@ impl Journal {
         (self.epoch - 1) * self.steps.per_epoch + self.batches.div_ceil(self.steps.accumulation)
     }
 
-    fn check(&self, loss: f64) {
-        if loss.is_finite() || self.history.not_finite().is_some() {
+    /// Stops the run if the loss or what a layer measured is no number; layers come first, the lowest before others.
+    fn check(&self, values: &[(&str, &NumericEntry)]) {
+        let layer = |name: &str| name.strip_prefix("Layer ")?.split(' ').next()?.parse().ok();
+        let wrong = values.iter().filter_map(|(name, value)| {
+            let place: usize = match *name {
+                metrics::LOSS => usize::MAX,
+                name => layer(name)?,
+            };
+            let value = value.current();
+            (!value.is_finite()).then_some((place, *name, value))
+        });
+        let Some((_, name, value)) = wrong.min_by_key(|wrong| wrong.0) else {
             return;
+        };
+        let mut past = self.history.past();
+        if past.not_finite.is_none() {
+            past.not_finite = Some(NotFinite {
+                what: name.to_lowercase(),
+                step: self.step(),
+                value,
+            });
+            self.stop.stop(Some("a number is none"));
         }
-        self.history.past().not_finite = Some((self.step(), loss));
-        self.stop.stop(Some("the loss is no number"));
     }
 }
 
@@ -171,9 +199,7 @@ impl MetricLogger for Journal {
         }
         let loss = values.iter().find(|(name, _)| *name == metrics::LOSS);
         let loss = loss.map(|(_, value)| value.current());
-        if let Some(loss) = loss {
-            self.check(loss);
-        }
+        self.check(&values);
         if train == mean {
             return;
         }
@@ -311,7 +337,7 @@ mod tests {
         for value in [1.0, 1.0, f64::NAN, f64::NAN] {
             journal.log(loss(NumericEntry::Value(value)), 2, &Split::Train);
         }
-        let (step, loss) = history.not_finite().unwrap();
-        assert!(stop.should_stop() && step == 4 && loss.is_nan());
+        let NotFinite { what, step, value } = history.not_finite().unwrap();
+        assert!(stop.should_stop() && what == "loss" && step == 4 && value.is_nan());
     }
 }

@@ -16,9 +16,10 @@ use super::trainee::{Numbers, StepOutput};
 pub const LOSS: &str = "Loss";
 
 /// What the metrics read of a step.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub struct Reading {
     numbers: Option<Numbers>,
+    layers: Vec<Vec<f64>>,
     counted: usize,
     tokens: usize,
 }
@@ -27,6 +28,7 @@ impl Adaptor<Reading> for StepOutput {
     fn adapt(&self) -> Reading {
         Reading {
             numbers: self.numbers,
+            layers: self.layers.clone(),
             counted: self.counted,
             tokens: self.tokens,
         }
@@ -41,6 +43,11 @@ enum Kind {
     Accuracy,
     GradientNorm,
     Speed,
+    /// Measurement `index` of a layer.
+    Measurement {
+        layer: usize,
+        index: usize,
+    },
 }
 
 /// A number over the steps: its newest value, and its mean over the epoch weighted by what each step counted.
@@ -88,6 +95,12 @@ impl Track {
         Self::new(Kind::GradientNorm, "Gradient norm")
     }
 
+    /// What a layer measured of itself.
+    pub fn measurement(layer: usize, index: usize, name: &str) -> Self {
+        let kind = Kind::Measurement { layer, index };
+        Self::new(kind, &format!("Layer {layer} {name}"))
+    }
+
     /// Tokens through the model a second, of wall-clock time.
     pub fn speed() -> Self {
         Self::new(Kind::Speed, "Tokens per second")
@@ -121,6 +134,13 @@ impl Track {
                 Some(norm) => (norm, 1),
                 None => return,
             },
+            Kind::Measurement { layer, index } => {
+                let layer = reading.layers.get(layer);
+                match layer.and_then(|values| values.get(index)) {
+                    Some(&value) => (value, reading.counted),
+                    None => return,
+                }
+            }
             Kind::Speed => {
                 let now = Instant::now();
                 let Some(before) = self.clock.replace(now) else {

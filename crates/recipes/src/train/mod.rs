@@ -30,11 +30,14 @@ use std::{
 
 use burn::{
     module::Module,
-    tensor::Device,
+    tensor::{Device, FloatDType},
     train::{Interrupter, Learner, SupervisedTraining, metric::LearningRateMetric},
 };
 use rwkv7_core::{
-    Rwkv7Config, Rwkv7Lm, checkpoint,
+    Rwkv7, Rwkv7Config,
+    checkpoint::{self, Checkpoint},
+    config::SecondHalfConfig,
+    layers::SecondHalf,
     tokenizer::{self, Tokenizer},
 };
 use serde::Serialize;
@@ -47,12 +50,13 @@ use crate::{
         windows::{TrainingWindows, ValidationWindows},
     },
     evaluate::{self, ReverseReport, TextReport},
+    for_architecture,
     recipe::{Recipe, Task},
 };
 
 use checkpoints::NewestAndBest;
 use folder::write_json;
-use journal::{Journal, Steps};
+use journal::{Journal, NotFinite, Steps};
 use metrics::Track;
 use progress::PlainProgress;
 
@@ -118,7 +122,19 @@ pub fn train(
 ) -> Result<Report, TrainError> {
     recipe.validate()?;
     let tokenizer = tokenizer::load(&recipe.tokenizer)?;
-    let config = recipe.model.config(tokenizer.vocab_size())?;
+    let config = recipe.model.config(recipe.arch, tokenizer.vocab_size())?;
+    for_architecture!(ModelConfig, config, config => fit(recipe, config, tokenizer, out, device, options))
+}
+
+/// [`train`] for a model of this configuration.
+fn fit<S: SecondHalfConfig>(
+    recipe: &Recipe,
+    config: Rwkv7Config<S>,
+    tokenizer: Box<dyn Tokenizer>,
+    out: &Path,
+    device: &Device,
+    options: Options,
+) -> Result<Report, TrainError> {
     let folder = out.join("checkpoints");
     let done = folder::check(recipe, out, &folder, options.resume)?;
     let data = prepare(recipe, tokenizer)?;
@@ -128,6 +144,7 @@ pub fn train(
     let file_error = |path: PathBuf| move |source| TrainError::File { path, source };
     std::fs::create_dir_all(out).map_err(file_error(out.to_path_buf()))?;
     write_json(&out.join("recipe.json"), &recipe.to_json())?;
+    write_json(&out.join("config.json"), &checkpoint::config_json(&config))?;
     std::fs::create_dir_all(&folder).map_err(file_error(folder.clone()))?;
     checkpoints::remove_incomplete(&folder).map_err(file_error(folder.clone()))?;
     let interrupter = Interrupter::new();
@@ -145,6 +162,7 @@ pub fn train(
         accumulation: recipe.accumulation,
         clip_norm: recipe.clip_norm,
         l2_wrap: recipe.l2_wrap,
+        diagnostics: recipe.diagnostics,
     };
     let trainee = Trainee::new(config.init(&device, recipe.seed), settings);
     let parameters = trainee.num_params();
@@ -175,6 +193,16 @@ pub fn train(
             history: history.clone(),
         })
         .num_epochs(recipe.epochs());
+    if recipe.diagnostics {
+        for layer in 0..config.n_layer {
+            for (index, name) in S::Layer::MEASUREMENTS.iter().enumerate() {
+                let track = Track::measurement(layer, index, name);
+                run = run
+                    .metric_train_numeric(track.clone())
+                    .metric_valid_numeric(track);
+            }
+        }
+    }
     if recipe.accumulation > 1 {
         run = run.grads_accumulation(recipe.accumulation);
     }
@@ -190,8 +218,8 @@ pub fn train(
     if let Some(source) = result.error {
         return Err(TrainError::Failed { source });
     }
-    if let Some((step, loss)) = history.not_finite() {
-        return Err(TrainError::NotFinite { step, loss });
+    if let Some(NotFinite { what, step, value }) = history.not_finite() {
+        return Err(TrainError::NotFinite { what, step, value });
     }
     if let Some(interruption) = result.interrupted {
         return Err(TrainError::Stopped {
@@ -208,7 +236,11 @@ pub fn train(
     let network = if epoch == last {
         result.model.model
     } else {
-        checkpoint::load(&checkpoints::model_file(&folder, epoch), &device)?.1
+        Checkpoint::open(&checkpoints::model_file(&folder, epoch))?.into_model(
+            &config,
+            &device,
+            FloatDType::F32,
+        )?
     };
     let model = save(out, &config, &network)?;
     let mut report = Report {
@@ -304,9 +336,12 @@ fn prepare(recipe: &Recipe, tokenizer: Box<dyn Tokenizer>) -> Result<Data, Train
 }
 
 /// Writes the trained model and its configuration.
-fn save(out: &Path, config: &Rwkv7Config, network: &Rwkv7Lm) -> Result<PathBuf, TrainError> {
+fn save<S: SecondHalfConfig>(
+    out: &Path,
+    config: &Rwkv7Config<S>,
+    network: &Rwkv7<S::Layer>,
+) -> Result<PathBuf, TrainError> {
     let model = out.join("model.safetensors");
     checkpoint::save(&model, config, network, checkpoint::Format::Official, None)?;
-    write_json(&out.join("config.json"), &serde_json::json!(config))?;
     Ok(model)
 }

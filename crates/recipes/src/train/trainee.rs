@@ -24,6 +24,8 @@ pub struct StepSettings {
     pub clip_norm: f64,
     /// Whether the L2Wrap term is added.
     pub l2_wrap: bool,
+    /// Whether the layers measure themselves.
+    pub diagnostics: bool,
 }
 
 /// A model in training.
@@ -74,6 +76,8 @@ pub struct StepOutput {
     pub tokens: usize,
     /// Mean loss in nats, share of counted targets that had the largest logit, norm of the gradients.
     pub numbers: Option<Numbers>,
+    /// What each layer measured of itself.
+    pub layers: Vec<Vec<f64>>,
 }
 
 /// Results of a step as numbers.
@@ -109,7 +113,10 @@ impl ItemLazy for StepOutput {
 
 impl<M: SecondHalf> Trainee<M> {
     /// A model to be trained like this.
-    pub fn new(model: Rwkv7<M>, settings: StepSettings) -> Self {
+    pub fn new(mut model: Rwkv7<M>, settings: StepSettings) -> Self {
+        for block in &mut model.blocks {
+            block.ffn.measure(settings.diagnostics);
+        }
         Self {
             model,
             settings,
@@ -140,6 +147,12 @@ impl<M: SecondHalf> Trainee<M> {
             counted: batch.counted,
             tokens: rows * time,
             numbers: None,
+            layers: self
+                .model
+                .blocks
+                .iter()
+                .map(|block| block.ffn.measurements())
+                .collect(),
         };
         (loss, logits, output)
     }
@@ -249,6 +262,7 @@ mod tests {
                 accumulation,
                 clip_norm: 1.0,
                 l2_wrap: true,
+                diagnostics: false,
             },
             norm: NormSlot::default(),
         }

@@ -51,12 +51,40 @@ pub enum CheckpointError {
         source: std::io::Error,
     },
     /// The tensors do not make up a model.
-    #[error("{}: the tensors do not fit an RWKV-7 model:\n  {}", path.display(), problems.join("\n  "))]
+    #[error("{}: the tensors do not make up a model of architecture {architecture}:\n  {}", path.display(), problems.join("\n  "))]
     Tensors {
         /// The path.
         path: PathBuf,
+        /// The architecture that was looked for.
+        architecture: String,
         /// One line a tensor: missing, unknown or of the wrong shape.
         problems: Vec<String>,
+    },
+    /// A model of another architecture.
+    #[error("{}: holds a model of architecture {found}, expected {expected}", path.display())]
+    Architecture {
+        /// The path.
+        path: PathBuf,
+        /// What the file says.
+        found: String,
+        /// What was asked for.
+        expected: String,
+    },
+    /// A configuration that neither shapes nor the file tell.
+    #[error("{}: {reason}", path.display())]
+    Undeclared {
+        /// The path.
+        path: PathBuf,
+        /// What is missing.
+        reason: String,
+    },
+    /// An architecture that a layout has no names for.
+    #[error("{}: the layout of flash-linear-attention has no place for a model of architecture {architecture}; write official names or a Burn record", path.display())]
+    NoSuchLayout {
+        /// Where it was to be written.
+        path: PathBuf,
+        /// The architecture.
+        architecture: String,
     },
     /// Weights that are no numbers.
     #[error(

@@ -4,16 +4,21 @@ use std::{collections::BTreeMap, path::Path};
 
 use burn_store::burn_pack::Tensor as PackTensor;
 
-use crate::{Rwkv7Config, layers::ChannelMixConfig};
+use crate::{Rwkv7Config, config::SecondHalfConfig};
 
-use super::CheckpointError;
+use super::{CheckpointError, read::About};
 
-/// The configuration of the model that these official tensors make up. Epsilons, which no tensor shows, are RWKV-7's.
+/// The configuration of the model that these official tensors make up; `about` is what the file says. Epsilons, which no
+/// tensor shows, are RWKV-7's where it does not.
 ///
 /// # Errors
 ///
 /// [`CheckpointError::Tensors`] lists every tensor that is needed for this and is missing or of another rank.
-pub fn config(path: &Path, tensors: &[PackTensor]) -> Result<Rwkv7Config, CheckpointError> {
+pub fn config<S: SecondHalfConfig>(
+    path: &Path,
+    tensors: &[PackTensor],
+    about: Option<&About>,
+) -> Result<Rwkv7Config<S>, CheckpointError> {
     let shapes: BTreeMap<&str, Vec<usize>> = tensors
         .iter()
         .map(|t| (t.name.as_str(), t.shape.iter().copied().collect()))
@@ -46,7 +51,6 @@ pub fn config(path: &Path, tensors: &[PackTensor]) -> Result<Rwkv7Config, Checkp
     let (_, decay_rank) = matrix("blocks.0.att.w1");
     let (_, in_context_rank) = matrix("blocks.0.att.a1");
     let (_, gate_rank) = matrix("blocks.0.att.g1");
-    let (ffn_size, _) = matrix("blocks.0.ffn.key.weight");
     let fresh = Rwkv7Config::new(vocab_size.max(1), layers, n_embd.max(1));
     // Layer 0 never uses its value residual; a model of one layer has none whose width could be read.
     let value_rank = if layers > 1 {
@@ -60,9 +64,21 @@ pub fn config(path: &Path, tensors: &[PackTensor]) -> Result<Rwkv7Config, Checkp
     if !problems.is_empty() {
         return Err(CheckpointError::Tensors {
             path: path.to_path_buf(),
+            architecture: S::ARCHITECTURE.into(),
             problems,
         });
     }
+    let shape = |name: &str| shapes.get(format!("blocks.0.{name}").as_str()).cloned();
+    let declared = about.and_then(|about| about.config.get("second_half"));
+    let second_half =
+        S::of_checkpoint(&shape, declared).map_err(|reason| CheckpointError::Undeclared {
+            path: path.to_path_buf(),
+            reason,
+        })?;
+    let epsilon = |name: &str, otherwise: f64| {
+        let declared = about.and_then(|about| about.config.get(name)?.as_f64());
+        declared.unwrap_or(otherwise)
+    };
     let config = Rwkv7Config {
         head_size,
         decay_rank,
@@ -70,8 +86,9 @@ pub fn config(path: &Path, tensors: &[PackTensor]) -> Result<Rwkv7Config, Checkp
         value_rank,
         gate_rank,
         embedding_norm: shapes.contains_key("blocks.0.ln0.weight"),
-        second_half: ChannelMixConfig { ffn_size },
-        ..fresh
+        layer_norm_eps: epsilon("layer_norm_eps", fresh.layer_norm_eps),
+        group_norm_eps: epsilon("group_norm_eps", fresh.group_norm_eps),
+        ..fresh.with_second_half(second_half)
     };
     config
         .validate()

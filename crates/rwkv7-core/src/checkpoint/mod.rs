@@ -26,16 +26,19 @@ mod write;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use burn::tensor::{DType, TensorData};
 use burn_store::{bridge, burn_pack::Tensor as PackTensor};
 
 pub use error::CheckpointError;
-pub use model::{expected_tensors, load, save};
+pub use model::{Replaced, config_json, expected_tensors, load, save};
 pub use names::Flavour;
 
-use crate::{Rwkv7Config, config::SecondHalfConfig};
+use crate::{Rwkv7Config, config::SecondHalfConfig, layers::SecondHalf};
+
+use read::About;
 
 /// What to write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,7 +57,7 @@ pub struct Checkpoint {
     format: &'static str,
     flavour: Flavour,
     tensors: Vec<PackTensor>,
-    epsilons: Option<(f64, f64)>,
+    about: Option<About>,
 }
 
 impl Checkpoint {
@@ -64,7 +67,20 @@ impl Checkpoint {
     ///
     /// [`CheckpointError`] if there is nothing, if it is of no known format, or if it is damaged.
     pub fn open(path: &Path) -> Result<Self, CheckpointError> {
-        let opened = read::open(path)?;
+        Self::new(path, read::open(path)?)
+    }
+
+    /// The checkpoint in the bytes of a safetensors file; `name` is for messages.
+    ///
+    /// # Errors
+    ///
+    /// As [`open`](Self::open).
+    pub fn from_safetensors(name: &str, bytes: &'static [u8]) -> Result<Self, CheckpointError> {
+        let path = Path::new(name);
+        Self::new(path, read::safetensors(path, Arc::new(bytes))?)
+    }
+
+    fn new(path: &Path, opened: read::Opened) -> Result<Self, CheckpointError> {
         let flavour = opened
             .flavour
             .unwrap_or_else(|| names::flavour(opened.tensors.iter().map(|t| &t.name)));
@@ -74,19 +90,20 @@ impl Checkpoint {
         if !problems.is_empty() {
             return Err(CheckpointError::Tensors {
                 path: path.to_path_buf(),
+                architecture: "rwkv7".into(),
                 problems,
             });
         }
-        let epsilons = match flavour {
-            Flavour::Fla => model::fla_epsilons(path)?,
-            _ => opened.epsilons,
+        let about = match flavour {
+            Flavour::Fla => model::about_fla(path)?,
+            _ => opened.about.or_else(|| About::beside(path)),
         };
         Ok(Self {
             path: path.to_path_buf(),
             format: opened.format,
             flavour,
             tensors,
-            epsilons,
+            about,
         })
     }
 
@@ -129,18 +146,40 @@ impl Checkpoint {
             .map(move |t| (t.name.as_str(), shape(t)))
     }
 
-    /// The configuration of the RWKV-7 model in this file, from the shapes of its tensors.
+    /// The architecture that the file says its model is of; files that do not say hold RWKV-7.
+    pub fn architecture(&self) -> Option<&str> {
+        self.about.as_ref().map(|about| about.architecture.as_str())
+    }
+
+    /// The configuration of the model in this file, from the shapes of its tensors and, for what no shape shows, from what
+    /// the file says.
     ///
     /// # Errors
     ///
-    /// [`CheckpointError::Tensors`] lists what is missing.
-    pub fn config(&self) -> Result<Rwkv7Config, CheckpointError> {
-        let mut config = infer::config(&self.path, &self.tensors)?;
-        if let Some((layer_norm, group_norm)) = self.epsilons {
-            config.layer_norm_eps = layer_norm;
-            config.group_norm_eps = group_norm;
+    /// [`CheckpointError::Architecture`] if the model is of another architecture, [`CheckpointError::Tensors`] lists what is
+    /// missing.
+    pub fn config<S: SecondHalfConfig>(&self) -> Result<Rwkv7Config<S>, CheckpointError> {
+        if let Some(found) = self.architecture()
+            && found != S::ARCHITECTURE
+        {
+            return Err(CheckpointError::Architecture {
+                path: self.path.clone(),
+                found: found.into(),
+                expected: S::ARCHITECTURE.into(),
+            });
         }
-        Ok(config)
+        infer::config(&self.path, &self.named_for::<S>(), self.about.as_ref())
+    }
+
+    /// The tensors, the second half's under its name: records of Burn modules call it `ffn`, whatever it is.
+    fn named_for<S: SecondHalfConfig>(&self) -> Vec<PackTensor> {
+        let mut tensors = self.tensors.clone();
+        if self.flavour == Flavour::Burn {
+            for tensor in &mut tensors {
+                tensor.name = model::second_half_name(&tensor.name, "ffn", S::Layer::NAME);
+            }
+        }
+        tensors
     }
 
     /// Reads every tensor.
@@ -160,19 +199,20 @@ impl Checkpoint {
     ///
     /// # Errors
     ///
-    /// If the tensors are not those of an RWKV-7 model, if one is damaged, or if writing fails; then nothing is written.
-    pub fn save(
+    /// If the tensors are not those of a model of this configuration, if one is damaged, or if writing fails; then nothing
+    /// is written.
+    pub fn save<S: SecondHalfConfig>(
         &self,
+        config: &Rwkv7Config<S>,
         path: &Path,
         format: Format,
         dtype: Option<DType>,
     ) -> Result<(), CheckpointError> {
-        let config = self.config()?;
-        self.check(&config)?;
+        self.check(config)?;
         for tensor in &self.tensors {
             tensor.to_bytes().map_err(|e| self.damaged(e.to_string()))?;
         }
-        model::write(path, &config, self.tensors.clone(), format, dtype)
+        model::write(path, config, self.named_for::<S>(), format, dtype)
     }
 
     fn damaged(&self, reason: String) -> CheckpointError {
@@ -187,7 +227,9 @@ impl Checkpoint {
     fn check<S: SecondHalfConfig>(&self, config: &Rwkv7Config<S>) -> Result<(), CheckpointError> {
         let mut problems = Vec::new();
         let mut expected = expected_tensors(config);
-        for (name, found) in self.shapes() {
+        for tensor in self.named_for::<S>() {
+            let found: Vec<usize> = tensor.shape.iter().copied().collect();
+            let name = tensor.name.as_str();
             match expected.remove(name) {
                 Some(shape) if shape == found => {}
                 Some(shape) => {
@@ -207,6 +249,7 @@ impl Checkpoint {
         }
         Err(CheckpointError::Tensors {
             path: self.path.clone(),
+            architecture: S::ARCHITECTURE.into(),
             problems,
         })
     }

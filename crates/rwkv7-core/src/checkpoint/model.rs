@@ -15,9 +15,18 @@ use burn_store::{
     bridge, burn_pack::Tensor as PackTensor,
 };
 
-use crate::{Rwkv7, Rwkv7Config, Rwkv7Lm, config::SecondHalfConfig, layers::SecondHalf};
+use crate::{
+    Rwkv7, Rwkv7Config, Rwkv7Lm,
+    config::SecondHalfConfig,
+    init::LayerInit,
+    layers::{ChannelMix, ChannelMixConfig, SecondHalf},
+};
 
-use super::{Checkpoint, CheckpointError, Format, names, read::EPSILONS, write};
+use super::{
+    Checkpoint, CheckpointError, Format, names,
+    read::{About, CONFIG},
+    write,
+};
 
 /// Loads an RWKV-7 model with f32 parameters from a checkpoint of any format.
 ///
@@ -25,10 +34,7 @@ use super::{Checkpoint, CheckpointError, Format, names, read::EPSILONS, write};
 ///
 /// [`CheckpointError`] names the file and every tensor that is missing, unknown, of the wrong shape or not finite.
 pub fn load(path: &Path, device: &Device) -> Result<(Rwkv7Config, Rwkv7Lm), CheckpointError> {
-    let checkpoint = Checkpoint::open(path)?;
-    let config = checkpoint.config()?;
-    let model = checkpoint.into_model(&config, device, FloatDType::F32)?;
-    Ok((config, model))
+    Checkpoint::open(path)?.load(device)
 }
 
 /// Writes a model; `dtype` `None` keeps each parameter's own.
@@ -47,6 +53,20 @@ pub fn save<S: SecondHalfConfig>(
 }
 
 impl Checkpoint {
+    /// The configuration and the model, with f32 parameters.
+    ///
+    /// # Errors
+    ///
+    /// As [`load`], and if the checkpoint is of another architecture.
+    pub fn load<S: SecondHalfConfig>(
+        self,
+        device: &Device,
+    ) -> Result<(Rwkv7Config<S>, Rwkv7<S::Layer>), CheckpointError> {
+        let config = self.config()?;
+        let model = self.into_model(&config, device, FloatDType::F32)?;
+        Ok((config, model))
+    }
+
     /// The model of this configuration with the checkpoint's values, its parameters in `dtype`.
     ///
     /// # Errors
@@ -61,10 +81,9 @@ impl Checkpoint {
         self.check(config)?;
         let not_finite = Arc::new(Mutex::new(Vec::new()));
         let tensors = self
-            .tensors
-            .iter()
+            .named_for::<S>()
+            .into_iter()
             .filter(|tensor| !names::is_unused(&tensor.name))
-            .cloned()
             .map(|tensor| module_path::<S::Layer>(watched(tensor, not_finite.clone())))
             .collect();
         let mut model = config.init(device, 0);
@@ -148,13 +167,88 @@ fn official_tensors<M: SecondHalf>(model: &Rwkv7<M>) -> Vec<PackTensor> {
     tensors
 }
 
+/// What a change of second halves left out and put in, as tensor names.
+#[derive(Clone, Debug, Default)]
+pub struct Replaced {
+    /// Tensors of the old second halves.
+    pub dropped: Vec<String>,
+    /// Tensors of the new ones.
+    pub added: Vec<String>,
+}
+
+impl Checkpoint {
+    /// Writes the model of configuration `from` with other second halves, at their initial values; all else is kept.
+    ///
+    /// # Errors
+    ///
+    /// As [`Checkpoint::save`]; then nothing is written.
+    pub fn save_with_second_half<S: SecondHalfConfig, T: SecondHalfConfig>(
+        &self,
+        from: &Rwkv7Config<S>,
+        second_half: T,
+        path: &Path,
+        format: Format,
+        dtype: Option<DType>,
+    ) -> Result<Replaced, CheckpointError> {
+        let to = from.with_second_half(second_half);
+        to.validate().map_err(|source| CheckpointError::Config {
+            path: path.to_path_buf(),
+            source,
+        })?;
+        self.check(from)?;
+        let is_old = |tensor: &PackTensor| {
+            let renamed = second_half_name(&tensor.name, S::Layer::NAME, "");
+            renamed != tensor.name
+        };
+        let (old, mut tensors): (Vec<_>, Vec<_>) =
+            self.named_for::<S>().into_iter().partition(is_old);
+        for tensor in &tensors {
+            tensor.to_bytes().map_err(|e| self.damaged(e.to_string()))?;
+        }
+        let mut new = second_halves(&to);
+        let dtypes: Vec<DType> = old.iter().map(|tensor| tensor.dtype).collect();
+        if let Some(&first) = dtypes.first() {
+            new = new
+                .into_iter()
+                .map(|t| write::cast(t, Some(first)))
+                .collect();
+        }
+        let names = |tensors: &[PackTensor]| tensors.iter().map(|t| t.name.clone()).collect();
+        let replaced = Replaced {
+            dropped: names(&old),
+            added: names(&new),
+        };
+        tensors.extend(new);
+        tensors.sort_by(|a, b| a.name.cmp(&b.name));
+        write(path, &to, tensors, format, dtype)?;
+        Ok(replaced)
+    }
+}
+
+/// The second halves' tensors at their initial values.
+fn second_halves<S: SecondHalfConfig>(config: &Rwkv7Config<S>) -> Vec<PackTensor> {
+    let dims = config.dims();
+    let device = Device::default();
+    let layer = |index: usize| {
+        let init = LayerInit::new(index, &dims, &device, 0);
+        let module = config.second_half.init(&dims, &init);
+        let mut tensors = module.collect(None, Some(Box::new(BurnToPyTorchAdapter)), true);
+        for tensor in &mut tensors {
+            tensor.name = format!("blocks.{index}.{}.{}", S::Layer::NAME, tensor.name);
+            tensor.param_id = None;
+        }
+        tensors
+    };
+    (0..config.n_layer).flat_map(layer).collect()
+}
+
 fn module_path<M: SecondHalf>(mut tensor: PackTensor) -> PackTensor {
     tensor.name = second_half_name(&tensor.name, M::NAME, "ffn");
     tensor
 }
 
 /// The module calls a block's second half `ffn`, whatever it is; the checkpoint calls it by its name.
-fn second_half_name(name: &str, from: &str, to: &str) -> String {
+pub(super) fn second_half_name(name: &str, from: &str, to: &str) -> String {
     let mut parts = name.splitn(4, '.');
     match (parts.next(), parts.next(), parts.next(), parts.next()) {
         (Some("blocks"), Some(layer), Some(part), Some(rest)) if part == from => {
@@ -162,6 +256,11 @@ fn second_half_name(name: &str, from: &str, to: &str) -> String {
         }
         _ => name.to_string(),
     }
+}
+
+/// A configuration as files of ours carry it: its fields and `architecture`.
+pub fn config_json<S: SecondHalfConfig>(config: &Rwkv7Config<S>) -> serde_json::Value {
+    serde_json::json!(About::new(config))
 }
 
 /// Official name and shape of every tensor of a model, without making its initial values.
@@ -222,13 +321,17 @@ pub(super) fn write<S: SecondHalfConfig>(
         .into_iter()
         .map(|tensor| write::cast(tensor, dtype))
         .collect();
-    let epsilons = serde_json::json!([config.layer_norm_eps, config.group_norm_eps]).to_string();
+    let about = config_json(config).to_string();
     match format {
         Format::Official => {
-            let metadata = HashMap::from([(EPSILONS.to_string(), epsilons)]);
+            let metadata = HashMap::from([(CONFIG.to_string(), about)]);
             write::safetensors(path, &tensors, metadata)
         }
-        Format::Burn => write::burnpack(path, names::to_burn(tensors), &epsilons),
+        Format::Burn => write::burnpack(path, names::to_burn(tensors), &about),
+        Format::Fla if S::Layer::NAME != ChannelMix::NAME => Err(CheckpointError::NoSuchLayout {
+            path: path.to_path_buf(),
+            architecture: S::ARCHITECTURE.into(),
+        }),
         Format::Fla => {
             let failed = |source| CheckpointError::Write {
                 path: path.to_path_buf(),
@@ -295,9 +398,9 @@ fn fla_config<S: SecondHalfConfig>(
     })
 }
 
-/// Epsilons of layer norm and group norm in the `config.json` beside flash-linear-attention's tensors, which derives the
-/// second from the head size. Files of ours that differ from that say so.
-pub(super) fn fla_epsilons(path: &Path) -> Result<Option<(f64, f64)>, CheckpointError> {
+/// What the `config.json` beside flash-linear-attention's tensors says of the epsilons. Its group norm's is derived from the
+/// head size; files of ours that differ from that say so.
+pub(super) fn about_fla(path: &Path) -> Result<Option<About>, CheckpointError> {
     let folder = if path.is_dir() {
         Some(path)
     } else {
@@ -319,10 +422,15 @@ pub(super) fn fla_epsilons(path: &Path) -> Result<Option<(f64, f64)>, Checkpoint
     let Some((layer, head)) = number("norm_eps").zip(number("head_dim")) else {
         return Ok(None);
     };
-    Ok(Some((
-        layer,
-        number(GROUP_NORM_EPS).unwrap_or(layer * head),
-    )))
+    let group = number(GROUP_NORM_EPS).unwrap_or(layer * head);
+    let config = [("layer_norm_eps", layer), (GROUP_NORM_EPS, group)];
+    Ok(Some(About {
+        architecture: ChannelMixConfig::ARCHITECTURE.into(),
+        config: config
+            .map(|(key, value)| (key.into(), value.into()))
+            .into_iter()
+            .collect(),
+    }))
 }
 
 /// Our key in flash-linear-attention's `config.json`.

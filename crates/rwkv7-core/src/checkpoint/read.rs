@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     fs::File,
     io::Read,
+    ops::Deref,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -17,13 +18,15 @@ use burn_store::{
 use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensors};
 
+use crate::{Rwkv7Config, config::SecondHalfConfig};
+
 use super::{CheckpointError, names::Flavour};
 
 /// Key of the metadata entry in files that we write: checksums of all tensors.
 pub(super) const CHECKSUMS: &str = "metastate.crc32";
 
-/// Key of the metadata entry for the epsilons of layer norm and group norm, which no shape shows.
-pub(super) const EPSILONS: &str = "metastate.epsilons";
+/// Key of the metadata entry for the configuration, of which shapes show only a part.
+pub(super) const CONFIG: &str = "metastate.config";
 
 /// The tensors of a file under the file's own names.
 pub(super) struct Opened {
@@ -31,8 +34,41 @@ pub(super) struct Opened {
     pub format: &'static str,
     /// Set where the format alone tells whose names these are.
     pub flavour: Option<Flavour>,
-    /// Epsilons of layer norm and group norm, in files of ours.
-    pub epsilons: Option<(f64, f64)>,
+    /// The configuration that files of ours carry.
+    pub about: Option<About>,
+}
+
+/// What a file says about the model in it.
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
+pub(super) struct About {
+    pub architecture: String,
+    #[serde(flatten)]
+    pub config: serde_json::Map<String, serde_json::Value>,
+}
+
+impl About {
+    /// What a file with a model of this configuration says.
+    pub fn new<S: SecondHalfConfig>(config: &Rwkv7Config<S>) -> Self {
+        let config = match serde_json::json!(config) {
+            serde_json::Value::Object(fields) => fields,
+            _ => unreachable!("a struct with named fields is an object"),
+        };
+        Self {
+            architecture: S::ARCHITECTURE.into(),
+            config,
+        }
+    }
+
+    /// From the `config.json` in the file's folder, or, for a checkpoint of a training run, in the run's two folders above;
+    /// none where there is no such file or it is another program's.
+    pub fn beside(path: &Path) -> Option<Self> {
+        let run = path.extension().is_some_and(|e| e == "bpk");
+        let folders = path.ancestors().skip(usize::from(!path.is_dir()));
+        folders.take(if run { 3 } else { 1 }).find_map(|folder| {
+            let text = std::fs::read_to_string(folder.join("config.json")).ok()?;
+            serde_json::from_str(&text).ok()
+        })
+    }
 }
 
 /// Opens a checkpoint file of any format, told by its first bytes.
@@ -110,40 +146,45 @@ fn open_folder(folder: &Path) -> Result<Opened, CheckpointError> {
     files.sort();
     files.dedup();
     let mut tensors = Vec::new();
-    let mut epsilons = None;
+    let mut about = None;
     for file in &files {
         let shard = open(file)?;
         tensors.extend(shard.tensors);
-        epsilons = epsilons.or(shard.epsilons);
+        about = about.or(shard.about);
     }
     Ok(Opened {
         tensors,
         format: "safetensors",
         flavour: None,
-        epsilons,
+        about,
     })
 }
 
 fn open_safetensors(path: &Path) -> Result<Opened, CheckpointError> {
-    let damaged = |reason: String| CheckpointError::Damaged {
+    let read_error = |source| CheckpointError::Read {
         path: path.to_path_buf(),
-        format: "safetensors file",
-        reason,
+        source,
     };
     let file = File::open(path).map_err(|source| match source.kind() {
         std::io::ErrorKind::NotFound => CheckpointError::NotFound {
             path: path.to_path_buf(),
         },
-        _ => CheckpointError::Read {
-            path: path.to_path_buf(),
-            source,
-        },
+        _ => read_error(source),
     })?;
-    let map = map(&file).map_err(|source| CheckpointError::Read {
+    let map = map(&file).map_err(read_error)?;
+    safetensors(path, Arc::new(map))
+}
+
+/// The tensors of a safetensors file in memory; `path` is for messages.
+pub(super) fn safetensors<T>(path: &Path, map: Arc<T>) -> Result<Opened, CheckpointError>
+where
+    T: Deref<Target = [u8]> + Send + Sync + 'static,
+{
+    let damaged = |reason: String| CheckpointError::Damaged {
         path: path.to_path_buf(),
-        source,
-    })?;
-    let map = Arc::new(map);
+        format: "safetensors file",
+        reason,
+    };
     let (header_length, metadata) =
         SafeTensors::read_metadata(&map).map_err(|e| damaged(e.to_string()))?;
     SafeTensors::deserialize(&map).map_err(|e| damaged(e.to_string()))?;
@@ -155,9 +196,9 @@ fn open_safetensors(path: &Path) -> Result<Opened, CheckpointError> {
         }
         None => BTreeMap::new(),
     };
-    let epsilons = match entry(EPSILONS) {
+    let about = match entry(CONFIG) {
         Some(text) => {
-            Some(serde_json::from_str(text).map_err(|e| damaged(format!("{EPSILONS}: {e}")))?)
+            Some(serde_json::from_str(text).map_err(|e| damaged(format!("{CONFIG}: {e}")))?)
         }
         None => None,
     };
@@ -207,7 +248,7 @@ fn open_safetensors(path: &Path) -> Result<Opened, CheckpointError> {
         tensors,
         format: "safetensors",
         flavour: None,
-        epsilons,
+        about,
     })
 }
 
@@ -247,7 +288,7 @@ fn open_pytorch(path: &Path) -> Result<Opened, CheckpointError> {
         tensors: tensors.collect(),
         format: "PyTorch",
         flavour: None,
-        epsilons: None,
+        about: None,
     })
 }
 
@@ -258,14 +299,14 @@ fn open_burnpack(path: &Path) -> Result<Opened, CheckpointError> {
         reason: error.to_string(),
     };
     let reader = burn_pack::Reader::from_file(path).map_err(damaged)?;
-    let epsilons = reader
+    let about = reader
         .metadata()
-        .get(EPSILONS)
+        .get(CONFIG)
         .and_then(|text| serde_json::from_str(text).ok());
     Ok(Opened {
         tensors: reader.into_tensors().map_err(damaged)?,
         format: "Burn record",
         flavour: Some(Flavour::Burn),
-        epsilons,
+        about,
     })
 }

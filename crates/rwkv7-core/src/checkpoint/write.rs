@@ -17,7 +17,7 @@ use safetensors::{Dtype, View};
 
 use super::{
     CheckpointError,
-    read::{CHECKSUMS, EPSILONS},
+    read::{CHECKSUMS, CONFIG},
 };
 
 /// The tensor in this dtype, cast when it is read; rounding is to the nearest, ties to even.
@@ -122,11 +122,11 @@ impl View for Lazy<'_> {
 pub(super) fn burnpack(
     path: &Path,
     tensors: Vec<PackTensor>,
-    epsilons: &str,
+    config: &str,
 ) -> Result<(), CheckpointError> {
     crate::atomic::replace(path, |temporary| {
         burn_pack::Writer::new(tensors)
-            .with_metadata(EPSILONS, epsilons)
+            .with_metadata(CONFIG, config)
             .auto_extension(false)
             .overwrite(true)
             .write_to_file(temporary)

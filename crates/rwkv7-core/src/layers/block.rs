@@ -51,11 +51,15 @@ pub trait SecondHalf: Module + ModuleDisplay {
     /// The state before the first token.
     fn zero_state(&self, batch: usize, device: &Device) -> Self::State;
 
-    /// Switches on or off that the layer measures itself in every forward pass.
+    /// Names of what the layer can measure of itself.
+    const MEASUREMENTS: &'static [&'static str] = &[];
+
+    /// Switches on or off that the layer measures itself in every forward pass, which waits for the device.
     fn measure(&mut self, _on: bool) {}
 
-    /// What the layer measured in its last forward pass: name and value `[1]`.
-    fn measurements(&self) -> Vec<(&'static str, Tensor<1>)> {
+    /// What the layer measured in its last forward pass, in the order of [`MEASUREMENTS`](Self::MEASUREMENTS); empty
+    /// where measuring is off.
+    fn measurements(&self) -> Vec<f64> {
         Vec::new()
     }
 }

@@ -58,6 +58,19 @@ impl SecondHalfConfig for ChannelMixConfig {
         dims.n_embd + 2 * dims.n_embd * self.ffn_size
     }
 
+    fn of_checkpoint(
+        shape: &dyn Fn(&str) -> Option<Vec<usize>>,
+        _declared: Option<&serde_json::Value>,
+    ) -> Result<Self, String> {
+        match shape("ffn.key.weight").as_deref() {
+            Some(&[ffn_size, _]) => Ok(Self { ffn_size }),
+            Some(other) => Err(format!(
+                "blocks.0.ffn.key.weight: expected a matrix, found shape {other:?}"
+            )),
+            None => Err("blocks.0.ffn.key.weight: missing".into()),
+        }
+    }
+
     fn num_state_values(&self, dims: &LayerDims) -> usize {
         dims.n_embd
     }

@@ -1,0 +1,117 @@
+//! The models of this project by name: the folder `models`, compiled in, and the published sizes of RWKV-7.
+
+use rwkv7_core::{
+    Rwkv7Config,
+    checkpoint::{Checkpoint, CheckpointError},
+    config::ConfigError,
+};
+
+use crate::model::ModelConfig;
+
+/// A model of the zoo.
+#[derive(Clone, Copy, Debug)]
+pub struct Entry {
+    /// Its name, and that of its folder in `models`.
+    pub name: &'static str,
+    /// The content of `config.json`.
+    config: &'static str,
+    /// For a trained model: the content of `recipe.json` and of `model.safetensors`.
+    trained: Option<(&'static str, &'static [u8])>,
+}
+
+macro_rules! entry {
+    ($name:literal) => {
+        Entry {
+            name: $name,
+            config: include_str!(concat!("../../../models/", $name, "/config.json")),
+            trained: None,
+        }
+    };
+    ($name:literal, trained) => {
+        Entry {
+            trained: Some((
+                include_str!(concat!("../../../models/", $name, "/recipe.json")),
+                include_bytes!(concat!("../../../models/", $name, "/model.safetensors")),
+            )),
+            ..entry!($name)
+        }
+    };
+}
+
+const ENTRIES: &[Entry] = &[
+    entry!("150m-rwkv7"),
+    entry!("150m-meta-state-paper"),
+    entry!("150m-meta-state-practical"),
+    entry!("450m-rwkv7"),
+    entry!("450m-meta-state-paper"),
+    entry!("450m-meta-state-practical"),
+    entry!("900m-rwkv7"),
+    entry!("900m-meta-state-paper"),
+    entry!("900m-meta-state-practical"),
+    entry!("1.5b-rwkv7"),
+    entry!("1.5b-meta-state-paper"),
+    entry!("1.5b-meta-state-practical"),
+    entry!("1.5b-12-heads-rwkv7"),
+    entry!("1.5b-12-heads-meta-state-paper"),
+    entry!("1.5b-12-heads-meta-state-practical"),
+];
+
+impl Entry {
+    /// The model's configuration.
+    pub fn config(&self) -> ModelConfig {
+        match serde_json::from_str(self.config) {
+            Ok(config) => config,
+            Err(error) => unreachable!("models/{}/config.json: {error}", self.name),
+        }
+    }
+
+    /// The recipe that a trained model was trained by, as JSON.
+    pub fn recipe(&self) -> Option<&'static str> {
+        self.trained.map(|(recipe, _)| recipe)
+    }
+
+    /// The weights of a trained model.
+    ///
+    /// # Errors
+    ///
+    /// As [`Checkpoint::open`].
+    pub fn weights(&self) -> Option<Result<Checkpoint, CheckpointError>> {
+        let (_, weights) = self.trained?;
+        Some(Checkpoint::from_safetensors(self.name, weights))
+    }
+}
+
+/// The models of the folder `models`.
+pub fn entries() -> &'static [Entry] {
+    ENTRIES
+}
+
+/// The model of the folder `models` with this name.
+pub fn find(name: &str) -> Option<&'static Entry> {
+    ENTRIES.iter().find(|entry| entry.name == name)
+}
+
+/// The configuration of a model by its name, of the folder `models` or a published RWKV-7.
+///
+/// # Errors
+///
+/// [`ConfigError::UnknownPreset`] lists the names there are.
+pub fn config(name: &str) -> Result<ModelConfig, ConfigError> {
+    if let Some(entry) = find(name) {
+        return Ok(entry.config());
+    }
+    Rwkv7Config::preset(name)
+        .map(ModelConfig::Rwkv7)
+        .map_err(|_| ConfigError::UnknownPreset {
+            name: name.into(),
+            known: names().collect::<Vec<_>>().join(", "),
+        })
+}
+
+/// All names that [`config`] knows.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    ENTRIES
+        .iter()
+        .map(|entry| entry.name)
+        .chain(Rwkv7Config::presets())
+}
