@@ -115,3 +115,69 @@ pub fn names() -> impl Iterator<Item = &'static str> {
         .map(|entry| entry.name)
         .chain(Rwkv7Config::presets())
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn folder() -> std::path::PathBuf {
+        std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models")
+    }
+
+    /// 1234567 as 1,234,567.
+    fn grouped(count: usize) -> String {
+        let digits = count.to_string();
+        let groups: Vec<&str> = digits
+            .as_bytes()
+            .rchunks(3)
+            .rev()
+            .map(|group| std::str::from_utf8(group).unwrap())
+            .collect();
+        groups.join(",")
+    }
+
+    #[test]
+    fn every_folder_is_in_the_list_and_every_card_has_the_exact_counts() {
+        let mut folders: Vec<String> = folder()
+            .read_dir()
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        folders.sort();
+        let mut listed: Vec<&str> = entries().iter().map(|entry| entry.name).collect();
+        listed.sort_unstable();
+        assert_eq!(folders, listed);
+        for entry in entries() {
+            let config = entry.config();
+            config.validate().unwrap();
+            let card =
+                std::fs::read_to_string(folder().join(entry.name).join("README.md")).unwrap();
+            for count in [config.num_params(), config.num_state_values()] {
+                let count = grouped(count);
+                assert!(
+                    card.contains(&count),
+                    "{}: {count} is not in its card",
+                    entry.name
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn weights_fit_their_configuration() {
+        for entry in entries() {
+            if let Some(weights) = entry.weights() {
+                let found = ModelConfig::of(&weights.unwrap()).unwrap();
+                assert_eq!(found, entry.config(), "{}", entry.name);
+            }
+        }
+    }
+
+    #[test]
+    fn names_are_found_and_others_refused_with_a_list() {
+        assert_eq!(config("world-0.1b").unwrap().num_params(), 191_034_624);
+        let error = config("150m").unwrap_err().to_string();
+        assert!(error.contains("150m-meta-state-paper"), "{error}");
+    }
+}

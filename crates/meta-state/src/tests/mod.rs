@@ -4,6 +4,7 @@ mod config;
 mod golden;
 mod model;
 mod oracle;
+mod stability;
 
 use burn::{
     module::{Module, ModuleMapper, Param},

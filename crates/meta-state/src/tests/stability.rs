@@ -1,0 +1,224 @@
+//! Magnitudes and rank of the layer's values on random inputs, and that training stays finite.
+//!
+//! The figures are those of the reference `growth-and-evaluation.md` C.3: one head of 64, gates at RWKV-7's initial values
+//! (per channel, constant in time), random keys, values and queries. Rank and cosine leave out the first 64 tokens.
+
+use burn::{
+    optim::GradientsParams,
+    tensor::{Int, activation::sigmoid},
+};
+use rwkv7_core::{
+    config::SecondHalfConfig,
+    init::LayerInit,
+    layers::{SecondHalf, Span, TimeMixTrace, head_norm},
+    loss,
+    operator::{Wkv7Input, wkv7_traced},
+    optimizer::OptimizerConfig,
+};
+
+use super::*;
+use crate::{MetaState, MetaStateState};
+
+const SIZE: usize = 64;
+
+/// One head of random inputs.
+struct Head {
+    x: Tensor<3>,
+    input: Wkv7Input,
+    rate: Tensor<3>,
+}
+
+impl Head {
+    fn random(time: usize, key_size: f32, decay_shift: f64) -> Self {
+        let device = Device::default();
+        let tokens = [1, time, 1, SIZE];
+        let channel = |f: &dyn Fn(f64) -> f64| -> Tensor<4> {
+            let value = |i: usize| f(i as f64 / (SIZE - 1) as f64) as f32;
+            let values: Vec<f32> = (0..SIZE).map(value).collect();
+            let channels = TensorData::new(values, [1, 1, 1, SIZE]);
+            Tensor::<4>::from_data(channels, &device).expand(tokens)
+        };
+        let zigzag = |n: f64| (2.0 * n - 1.0) * (2.0 * n - 1.0).abs();
+        let decay = channel(&|n| -5.5 + 6.0 * n.powf(1.5) + 2.5 * zigzag(n) + decay_shift);
+        let rate = channel(&|n| -0.19 + 0.3 * zigzag(n));
+        let a = sigmoid(rate.clone());
+        let raw = normal(tokens, 1, &device) * key_size;
+        let length = raw.clone().square().sum_dim(3).sqrt();
+        let key = raw.clone() / length;
+        Self {
+            x: head_norm(normal(tokens, 2, &device), 1e-5).reshape([1, time, SIZE]),
+            input: Wkv7Input {
+                r: normal(tokens, 3, &device),
+                log_w: sigmoid(decay) * -0.606_530_66,
+                k: raw * ((a.clone() - 1.0) * 1.02 + 1.0),
+                v: normal(tokens, 4, &device),
+                a: -key.clone(),
+                b: key * a,
+            },
+            rate: rate.reshape([1, time, SIZE]),
+        }
+    }
+
+    fn part(&self, from: usize, count: usize) -> Self {
+        Self {
+            x: self.x.clone().narrow(1, from, count),
+            input: self.input.clone().map(|x| x.narrow(1, from, count)),
+            rate: self.rate.clone().narrow(1, from, count),
+        }
+    }
+}
+
+/// The layer's state and time mixing's after this part, and what the layer measured.
+fn run(
+    layer: &MetaState,
+    head: Head,
+    (state, ms): (Tensor<4>, MetaStateState),
+) -> (Tensor<4>, MetaStateState, Vec<f64>) {
+    let (_, after, states) = wkv7_traced(head.input.clone(), state.clone());
+    let trace = TimeMixTrace {
+        input: head.input,
+        state_before: state,
+        state_after: after.clone(),
+        states: Some(states),
+        rate_bias: head.rate.clone().narrow(1, 0, 1).zeros_like(),
+        rate: head.rate,
+    };
+    let (_, ms) = layer.forward(head.x, &trace, &Span::full(), ms);
+    (after, ms, layer.measurements())
+}
+
+/// Runs `first` tokens and then the others; returns both states and what was measured over the others.
+fn two_parts(
+    config: &MetaStateConfig,
+    head: &Head,
+    first: usize,
+) -> (Tensor<4>, Tensor<4>, Vec<f64>) {
+    let device = Device::default();
+    let model = Rwkv7Config::new(16, 2, SIZE).with_second_half(config.clone());
+    let init = LayerInit::new(1, &model.dims(), &device, 0);
+    let mut layer = config.init(&model.dims(), &init);
+    layer.measure(true);
+    let time = head.x.dims()[1];
+    let zero = Tensor::zeros([1, 1, SIZE, SIZE], &device);
+    let start = (zero, layer.zero_state(1, &device));
+    let (state, ms, _) = run(&layer, head.part(0, first), start);
+    let (state, ms, measured) = run(&layer, head.part(first, time - first), (state, ms));
+    (state, ms.ms, measured)
+}
+
+#[test]
+fn magnitudes_are_those_of_the_reference() {
+    let l2 = MetaStateConfig {
+        scale: Scale::L2,
+        ..MetaStateConfig::paper()
+    };
+    // Key size, decay shift, expected: rms of S, largest |ms|, largest |u| at the last of 4,096 tokens.
+    for (config, key_size, shift, expected) in [
+        (MetaStateConfig::paper(), 0.1, 0.0, [0.23, 8e2, 7.6e3]),
+        (MetaStateConfig::paper(), 1.0, 0.0, [2.3, 8e4, 7.6e6]),
+        (MetaStateConfig::paper(), 1.0, -4.0, [3.5, 1.2e5, 2.4e7]),
+        (l2, 1.0, 0.0, [2.3, 7.0, 6.0]),
+    ] {
+        let (state, ms, measured) = two_parts(&config, &Head::random(4096, key_size, shift), 4095);
+        let rms = state.square().mean().sqrt().into_scalar::<f32>();
+        let largest = ms.abs().max().into_scalar::<f32>();
+        let found = [f64::from(rms), f64::from(largest), measured[2]];
+        // The spread over seeds of the largest u is a third of it.
+        for ((found, expected), factor) in found.iter().zip(expected).zip([1.1, 1.5, 2.5]) {
+            let ratio = found / expected;
+            assert!(
+                ratio < factor && ratio > 1.0 / factor,
+                "{found} for {expected}"
+            );
+        }
+    }
+}
+
+#[test]
+fn rank_collapse_is_that_of_the_reference_and_options_lift_it() {
+    let own = MetaStateConfig {
+        removal: Removal::Own,
+        ..MetaStateConfig::paper()
+    };
+    let centered = MetaStateConfig {
+        center: true,
+        ..MetaStateConfig::paper()
+    };
+    let head = Head::random(2048, 1.0, 0.0);
+    let measured = |config: &MetaStateConfig| two_parts(config, &head, 64).2;
+    let paper = measured(&MetaStateConfig::paper());
+    assert!((paper[0] - 2.3).abs() < 0.2, "effective rank {}", paper[0]);
+    assert!((paper[1] - 0.92).abs() < 0.02, "cosine {}", paper[1]);
+    assert!((paper[3] - 0.5).abs() < 0.05, "zeros {}", paper[3]);
+    let own = measured(&own)[0];
+    assert!((own - 28.9).abs() < 1.0, "own removal key: {own}");
+    let centered = measured(&centered)[0];
+    assert!((centered - 18.4).abs() < 2.0, "centred: {centered}");
+}
+
+#[test]
+fn measuring_is_off_until_it_is_switched_on() {
+    let device = Device::default();
+    let mut model = small(&MetaStateConfig::paper()).init(&device, 0);
+    let tokens = || Tensor::<2, Int>::from_data([[1, 2, 3, 4]], &device);
+    model.forward(tokens(), None);
+    assert!(model.blocks[0].ffn.measurements().is_empty());
+    for block in &mut model.blocks {
+        block.ffn.measure(true);
+    }
+    model.forward(tokens(), None);
+    for block in &model.blocks {
+        let found = block.ffn.measurements();
+        assert_eq!(found.len(), MetaState::MEASUREMENTS.len());
+        assert!(found.iter().all(|value| value.is_finite()), "{found:?}");
+        assert!((1.0..=8.0).contains(&found[0]), "{found:?}");
+    }
+}
+
+/// 2,000 steps of both presets at both learning rates, on text that is half pattern, half noise.
+#[test]
+fn training_stays_finite() {
+    let device = Device::default().autodiff();
+    let (rows, time, vocab) = (2, 24, 29);
+    for config in [MetaStateConfig::paper(), MetaStateConfig::practical()] {
+        for rate in [1e-4, 1e-3] {
+            let mut model = small(&config).init(&device, 0);
+            let mut optimizer = OptimizerConfig::default().init();
+            let (mut first, mut last) = (0.0, 0.0);
+            for step in 0..2000_usize {
+                let token = |i: usize| {
+                    let noise = (step * 7919 + i * 104_729) % 1_000_003 % vocab;
+                    let pattern = (step + i) * 3 % vocab;
+                    if i % 2 == 0 {
+                        pattern as i32
+                    } else {
+                        noise as i32
+                    }
+                };
+                let ids: Vec<i32> = (0..rows * (time + 1)).map(token).collect();
+                let rows_of = |from: usize| -> Tensor<2, Int> {
+                    let part = ids
+                        .chunks(time + 1)
+                        .flat_map(|row| row[from..from + time].to_vec());
+                    Tensor::from_data(TensorData::new(part.collect(), [rows, time]), &device)
+                };
+                let (logits, _) = model.forward(rows_of(0), None);
+                let loss = loss::cross_entropy(logits, rows_of(1), None);
+                last = loss.clone().into_scalar::<f32>();
+                assert!(
+                    last.is_finite(),
+                    "{config:?}, rate {rate}: {last} at step {step}"
+                );
+                if step == 0 {
+                    first = last;
+                }
+                let grads = GradientsParams::from_grads(loss.backward(), &model);
+                model = optimizer.step(rate, model, grads);
+            }
+            assert!(
+                last < first,
+                "{config:?}, rate {rate}: {first} became {last}"
+            );
+        }
+    }
+}
