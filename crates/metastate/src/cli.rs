@@ -71,6 +71,8 @@ pub struct Train {
 pub enum Task {
     /// Loss, perplexity and bits per byte of a text.
     Perplexity,
+    /// How many numbers of --digits digits a model of the recipe `reverse` writes backwards.
+    Reverse,
 }
 
 #[derive(Args)]
@@ -81,9 +83,12 @@ pub struct Eval {
     /// What to measure.
     #[arg(long, value_enum, default_value = "perplexity")]
     pub task: Task,
-    /// Text to measure on; repeatable.
-    #[arg(long, value_name = "PATH", required = true)]
+    /// Text to measure perplexity on; repeatable.
+    #[arg(long, value_name = "PATH", required_if_eq("task", "perplexity"))]
     pub data: Vec<PathBuf>,
+    /// Digits of the numbers of task `reverse`, from 3: shorter ones are all seen in training.
+    #[arg(long, value_name = "N", default_value_t = 15, value_parser = clap::value_parser!(u16).range(3..))]
+    pub digits: u16,
     /// byte, an RWKV World vocabulary or a Hugging Face tokenizer.json. Default: the model folder's.
     #[arg(long, value_name = "byte|PATH")]
     pub tokenizer: Option<String>,

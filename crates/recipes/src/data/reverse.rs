@@ -12,9 +12,11 @@ use super::{
 /// Separates number and answer.
 const SEPARATOR: u8 = b',';
 
-/// Random numbers of 1 to `max_digits` digits to be reversed.
+/// Random numbers of `min_digits` to `max_digits` digits to be reversed.
 #[derive(Clone, Copy, Debug)]
 pub struct Reverse {
+    /// Digits of the shortest number; at least 3 where all are held out.
+    pub min_digits: usize,
     /// Digits of the longest number.
     pub max_digits: usize,
     /// Rows a batch.
@@ -39,7 +41,8 @@ impl Reverse {
             state % below
         };
         loop {
-            let digits = 1 + next(self.max_digits as u64) as usize;
+            let lengths = 1 + self.max_digits - self.min_digits;
+            let digits = self.min_digits + next(lengths as u64) as usize;
             let number: Vec<u8> = (0..digits).map(|_| b'0' + next(10) as u8).collect();
             if is_held_out(&number) == self.held_out {
                 return number;
@@ -95,6 +98,7 @@ mod tests {
     use super::*;
 
     const TASK: Reverse = Reverse {
+        min_digits: 1,
         max_digits: 5,
         rows: 40,
         seed: 3,

@@ -279,6 +279,7 @@ fn fit<S: SecondHalfConfig>(
 fn prepare(recipe: &Recipe, tokenizer: Box<dyn Tokenizer>) -> Result<Data, TrainError> {
     if recipe.task == Task::Reverse {
         let training = Reverse {
+            min_digits: 1,
             max_digits: recipe.max_digits,
             rows: recipe.batch_size,
             seed: recipe.seed,

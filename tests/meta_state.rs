@@ -1,0 +1,329 @@
+//! Meta-State models from outside: trained, loaded, made of RWKV-7, and what is refused.
+#![allow(clippy::unwrap_used)]
+
+mod place;
+
+use std::collections::BTreeMap;
+
+use burn::tensor::Device;
+use place::{Place, golden, tensors, train};
+use rwkv7_core::checkpoint;
+use safetensors::SafeTensors;
+
+const META_STATE: [&str; 2] = ["--set", "arch=meta-state"];
+
+/// Trains ten steps into `out`.
+fn trained(place: &Place, out: &str, more: &[&str]) {
+    let settings = [&["--set", "steps=10", "--out", out], &META_STATE[..], more].concat();
+    place.ok(&train(&settings));
+}
+
+#[test]
+fn a_meta_state_model_trains_measures_itself_generates_and_converts() {
+    let place = Place::new();
+    trained(&place, "run", &["--set", "diagnostics=true"]);
+    let journal = std::fs::read_to_string(place.path("run/metrics.jsonl")).unwrap();
+    let lines = journal.lines();
+    let lines: Vec<serde_json::Value> = lines.map(|l| serde_json::from_str(l).unwrap()).collect();
+    for split in ["train", "valid"] {
+        let line = lines.iter().find(|line| line["split"] == split).unwrap();
+        for key in [
+            "layer_0_effective_rank",
+            "layer_0_cosine_of_neighbours",
+            "layer_0_largest_u",
+            "layer_0_zeros_in_z",
+        ] {
+            assert!(line[key].is_number(), "{key} in {line}");
+        }
+        let rank = line["layer_0_effective_rank"].as_f64().unwrap();
+        assert!((1.0..=16.0).contains(&rank), "{line}");
+    }
+
+    let inspected = place.json(&["inspect", "run", "--json"]);
+    assert_eq!(inspected["architecture"], "meta-state");
+    assert_eq!(inspected["config"]["second_half"]["oms"], "per-head");
+    assert_eq!(inspected["parameters"], inspected["stored_values"]);
+    assert!(place.ok(&["inspect", "run"]).contains("meta-state"));
+
+    // The training checkpoint, a Burn record and a file in half precision are the same model.
+    let logits = |path: &str| -> Vec<f64> {
+        let printed = place.json(&["logits", "--model", path, "--tokens", "0,49,44", "--json"]);
+        let logits = printed["logits"].as_array().unwrap().iter();
+        logits.map(|x| x.as_f64().unwrap()).collect()
+    };
+    let expected = logits("run");
+    assert_eq!(logits("run/checkpoints/2/model.bpk"), expected);
+    place.ok(&[
+        "convert",
+        "run/model.safetensors",
+        "again.bpk",
+        "--format",
+        "burn",
+    ]);
+    assert_eq!(logits("again.bpk"), expected);
+    place.ok(&[
+        "convert",
+        "again.bpk",
+        "half.safetensors",
+        "--dtype",
+        "bf16",
+    ]);
+    let half = logits("half.safetensors");
+    assert!(half.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 0.1));
+    assert_ne!(half, expected);
+
+    let ask = [
+        "generate",
+        "--model",
+        "run",
+        "--prompt",
+        "12,",
+        "--max-tokens",
+        "5",
+    ];
+    assert_eq!(place.ok(&ask), place.ok(&ask));
+    place.ok(&[&ask[..], &["--state-out", "s.safetensors"]].concat());
+    place.ok(&[&ask[..], &["--state-in", "s.safetensors"]].concat());
+    let report = place.json(&[
+        "eval", "--model", "run", "--task", "reverse", "--digits", "5", "--json",
+    ]);
+    assert_eq!(report["numbers"], 512);
+
+    // A checkpoint of another architecture, and a state of another.
+    let path = place.path("run/model.safetensors");
+    let error = checkpoint::load(&path, &Device::default())
+        .err()
+        .unwrap()
+        .to_string();
+    assert!(
+        error.contains("meta-state") && error.contains("rwkv7"),
+        "{error}"
+    );
+    place.fails(
+        &[
+            "generate",
+            "--model",
+            &golden("tiny-b.pth"),
+            "--tokenizer",
+            "byte",
+            "--state-in",
+            "s.safetensors",
+        ],
+        &["tokenizer"],
+    );
+    place.ok(&train(&["--set", "steps=10", "--out", "rwkv7"]));
+    place.fails(
+        &[
+            "generate",
+            "--model",
+            "rwkv7",
+            "--prompt",
+            "1",
+            "--state-in",
+            "s.safetensors",
+        ],
+        &[
+            "s.safetensors",
+            "blocks.0.ffn.shift",
+            "another architecture",
+        ],
+    );
+    place.fails(
+        &["convert", "run", "x.safetensors", "--arch", "rwkv7"],
+        &["meta-state", "rwkv7"],
+    );
+    place.fails(
+        &["convert", "run", "x", "--format", "hf"],
+        &["flash-linear-attention", "meta-state"],
+    );
+}
+
+#[test]
+fn a_meta_state_run_goes_on() {
+    let place = Place::new();
+    trained(&place, "run", &["--set", "model.meta_state=paper"]);
+    let more = [
+        "--set",
+        "model.meta_state=paper",
+        "--out",
+        "run",
+        "--resume",
+    ];
+    let more = [&["--set", "steps=15"], &META_STATE[..], &more].concat();
+    place.ok(&train(&more));
+    assert!(place.path("run/checkpoints/3").exists());
+    let other = [
+        "--set",
+        "steps=15",
+        "--out",
+        "run",
+        "--resume",
+        "--set",
+        "model.meta_state=practical",
+    ];
+    place.fails(
+        &train(&[&META_STATE[..], &other].concat()),
+        &["\"shared\" then, \"per-head\" now"],
+    );
+}
+
+#[test]
+fn an_rwkv7_checkpoint_becomes_a_meta_state_model() {
+    let place = Place::new();
+    let original = golden("tiny-b.pth");
+    let printed = place.ok(&[
+        "convert",
+        &original,
+        "ms.safetensors",
+        "--arch",
+        "meta-state",
+    ]);
+    for part in [
+        "dropped: 12 tensors",
+        "blocks.3.ffn.value.weight",
+        "blocks.0.ms.W_oms",
+    ] {
+        assert!(printed.contains(part), "{part} is not in {printed}");
+    }
+    let before: BTreeMap<String, Vec<u8>> = tensors(original.as_ref()).into_iter().collect();
+    let after: BTreeMap<String, Vec<u8>> =
+        tensors(&place.path("ms.safetensors")).into_iter().collect();
+    for (name, bytes) in &after {
+        match name.contains(".ms.") {
+            true => assert!(bytes.iter().all(|&b| b == 0), "{name}"),
+            false => assert_eq!(bytes, &before[name], "{name}"),
+        }
+    }
+    assert_eq!(after.len(), before.len() - 12 + 4);
+    place.json(&[
+        "logits",
+        "--model",
+        "ms.safetensors",
+        "--tokens",
+        "0,1,2",
+        "--json",
+    ]);
+
+    let options = r#"{"oms": "shared", "sse": {"low-rank": 4}, "token_shift": true}"#;
+    place.ok(&[
+        "convert",
+        &original,
+        "other.safetensors",
+        "--arch",
+        "meta-state",
+        "--meta-state",
+        options,
+    ]);
+    let inspected = place.json(&["inspect", "other.safetensors", "--json"]);
+    assert_eq!(inspected["config"]["second_half"]["sse"]["low-rank"], 4);
+    place.fails(
+        &[
+            "convert",
+            &original,
+            "x",
+            "--arch",
+            "meta-state",
+            "--meta-state",
+            r#"{"sse": {"top-left": 17}}"#,
+        ],
+        &["top-left", "head size 16"],
+    );
+    place.fails(
+        &[
+            "convert",
+            &original,
+            "x",
+            "--arch",
+            "meta-state",
+            "--meta-state",
+            "papers",
+        ],
+        &["papers", "practical"],
+    );
+}
+
+/// Other programs drop the metadata in which the configuration is.
+#[test]
+fn a_file_that_does_not_say_its_configuration_is_refused_or_read_with_the_one_beside_it() {
+    let place = Place::new();
+    trained(&place, "run", &[]);
+    let bytes = std::fs::read(place.path("run/model.safetensors")).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let bare = safetensors::serialize(file.tensors(), None).unwrap();
+    place.write("bare.safetensors", bare);
+    place.fails(
+        &["inspect", "bare.safetensors"],
+        &["bare.safetensors", "config.json"],
+    );
+    std::fs::copy(place.path("run/config.json"), place.path("config.json")).unwrap();
+    assert_eq!(
+        place.json(&["inspect", "bare.safetensors", "--json"])["config"],
+        place.json(&["inspect", "run", "--json"])["config"]
+    );
+}
+
+#[test]
+fn the_zoo_is_listed_and_trained_by_name() {
+    let place = Place::new();
+    let models = place.json(&["models", "--json"]);
+    let models = models.as_array().unwrap();
+    let named = |name: &str| models.iter().find(|m| m["name"] == name).unwrap();
+    assert_eq!(
+        named("150m-meta-state-practical")["parameters"],
+        118_083_840
+    );
+    assert_eq!(named("world-0.1b")["parameters"], 191_034_624);
+    place.fails(
+        &["generate", "--model", "150m-rwkv7"],
+        &["without weights", "model.preset=150m-rwkv7"],
+    );
+    // By name, cut down to what a test can train.
+    let preset = [
+        "--set",
+        "model.preset=450m-meta-state-paper",
+        "--set",
+        "steps=10",
+        "--out",
+        "run",
+    ];
+    place.ok(&train(&preset));
+    let config = place.json(&["inspect", "run", "--json"]);
+    assert_eq!(config["architecture"], "meta-state");
+    assert_eq!(config["config"]["second_half"]["oms"], "shared");
+    place.fails(
+        &train(&["--set", "model.preset=450m", "--out", "x"]),
+        &["450m-meta-state-paper", "world-0.1b"],
+    );
+}
+
+#[test]
+fn options_that_make_no_layer_are_refused_before_training() {
+    let place = Place::new();
+    let fails = |setting: &str, parts: &[&str]| {
+        let more = [&META_STATE[..], &["--set", setting, "--out", "x"]].concat();
+        place.fails(&train(&more), parts);
+    };
+    fails(
+        r#"model.meta_state.sse={"top-left":99}"#,
+        &["top-left", "99", "head size 16"],
+    );
+    fails("model.meta_state.omss=shared", &["model.meta_state.oms"]);
+    fails("model.meta_state.oms=split", &["split", "per-head"]);
+    fails("arch=mamba", &["mamba", "meta-state"]);
+    fails(
+        "model.head_size=12",
+        &["n_embd", "32", "multiple of head_size = 12"],
+    );
+    let learned = [
+        "--set",
+        "model.meta_state.sse=learned",
+        "--set",
+        "model.meta_state.side=key",
+        "--out",
+        "x",
+    ];
+    place.fails(
+        &train(&[&META_STATE[..], &learned].concat()),
+        &["no state is read"],
+    );
+}
