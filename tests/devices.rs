@@ -14,10 +14,11 @@
 use std::path::Path;
 
 use burn::{
-    module::Module,
+    module::{Module, ModuleMapper, Param},
     tensor::{Device, Int, Tensor, TensorData},
 };
-use rwkv7_core::{checkpoint, loss};
+use meta_state::{MetaStateConfig, MetaStateLm};
+use rwkv7_core::{Rwkv7, Rwkv7Config, Rwkv7Lm, checkpoint, layers::SecondHalf, loss};
 
 /// The GPU named by BURN_DEVICE, or the best one compiled in. None there is an error: a test that skips tests nothing.
 fn gpu() -> Device {
@@ -52,15 +53,38 @@ fn values<const D: usize>(x: Tensor<D>) -> Vec<f32> {
 /// A chunk and a bit: a software driver compiles kernels for minutes, so there is little of everything.
 const TOKENS: [i32; 18] = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9, 3, 2, 3];
 
+/// An official checkpoint.
+fn rwkv7(device: &Device) -> Rwkv7Lm {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/tiny-b.pth");
+    checkpoint::load(&path, device).unwrap().1
+}
+
+/// Two heads of 16 with Meta-State layers in which no weight is zero.
+fn meta_state(device: &Device) -> MetaStateLm {
+    struct Shake;
+    impl ModuleMapper for Shake {
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            param.map(|x| {
+                let count = x.shape().num_elements() as i64;
+                let wave = Tensor::<1, Int>::arange(0..count, &x.device()).float();
+                let wave = (wave * 0.7).sin().reshape(x.shape()) * 0.1;
+                x + wave
+            })
+        }
+    }
+    let base = Rwkv7Config {
+        head_size: 16,
+        ..Rwkv7Config::new(61, 2, 32)
+    };
+    let config = base.with_second_half(MetaStateConfig::practical());
+    config.init(device, 0).map(&mut Shake)
+}
+
 /// Logits of the whole sequence and token by token, and the gradient of the embedding.
-fn results(name: &str, device: &Device) -> [Vec<f32>; 3] {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../../tests/golden")
-        .join(name);
+fn results<M: SecondHalf>(model: Rwkv7<M>, device: &Device) -> [Vec<f32>; 3] {
     let row = |device: &Device| -> Tensor<2, Int> {
         Tensor::from_data(TensorData::new(TOKENS.to_vec(), [1, TOKENS.len()]), device)
     };
-    let (_, model) = checkpoint::load(&path, device).unwrap();
     let (logits, _) = model.forward(row(device), None);
 
     let mut state = model.zero_state(1, device);
@@ -81,14 +105,25 @@ fn results(name: &str, device: &Device) -> [Vec<f32>; 3] {
 
 #[test]
 fn the_gpu_agrees_with_the_cpu() {
-    let expected = results("tiny-b.pth", &Device::flex());
-    let found = results("tiny-b.pth", &gpu());
-    for (what, (found, expected)) in ["forward", "step", "gradient"]
-        .iter()
-        .zip(found.iter().zip(&expected))
-    {
-        let d = difference(found, expected);
-        assert!(d < 1e-4, "{what}: {d:e} standard deviations");
+    let cpu = Device::flex();
+    let gpu = gpu();
+    for (model, found, expected) in [
+        (
+            "rwkv7",
+            results(rwkv7(&gpu), &gpu),
+            results(rwkv7(&cpu), &cpu),
+        ),
+        (
+            "meta-state",
+            results(meta_state(&gpu), &gpu),
+            results(meta_state(&cpu), &cpu),
+        ),
+    ] {
+        let parts = ["forward", "step", "gradient"];
+        for (part, (found, expected)) in parts.iter().zip(found.iter().zip(&expected)) {
+            let d = difference(found, expected);
+            assert!(d < 1e-4, "{model}, {part}: {d:e} standard deviations");
+        }
     }
 }
 

@@ -1,6 +1,8 @@
-//! Checks and measurements for people who work on this repository: `cargo xtask ci`, `cargo xtask bench`.
+//! Checks and measurements for people who work on this repository: `cargo xtask ci`, `cargo xtask bench`,
+//! `cargo xtask study`.
 
 mod bench;
+mod study;
 
 use std::process::{Command, ExitCode};
 
@@ -23,6 +25,8 @@ enum Task {
     },
     /// Measures the operator and whole training steps.
     Bench(bench::Bench),
+    /// Trains RWKV-7, Meta-State and its options by the same recipes, and compares them.
+    Study(study::Study),
 }
 
 /// A check: what it is for, the environment it needs, the command.
@@ -75,15 +79,17 @@ const DOCS: &[Check] = &[(
 )];
 
 fn main() -> ExitCode {
-    match Cli::parse().task {
-        Task::Ci { skip_wgpu } => ci(skip_wgpu),
-        Task::Bench(bench) => match bench.run() {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => {
-                eprintln!("error: {error}");
-                ExitCode::FAILURE
-            }
-        },
+    let result = match Cli::parse().task {
+        Task::Ci { skip_wgpu } => return ci(skip_wgpu),
+        Task::Bench(bench) => bench.run(),
+        Task::Study(study) => study.run(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
     }
 }
 

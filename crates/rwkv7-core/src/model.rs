@@ -10,7 +10,7 @@ use crate::{
     config::{Rwkv7Config, SecondHalfConfig},
     init::{self, LayerInit},
     layers::{Block, ChannelMix, LayerNorm, SecondHalf, Span, project},
-    state::{LayerState, State},
+    state::State,
 };
 
 /// RWKV-7 as published.
@@ -48,25 +48,28 @@ impl<S: SecondHalfConfig> Rwkv7Config<S> {
         if let Err(error) = self.validate() {
             panic!("{error}");
         }
-        let dims = self.dims();
-        let blocks = (0..self.n_layer)
-            .map(|layer| {
-                let init = LayerInit::new(layer, &dims, device, seed);
-                let norm = || init::layer_norm(self.n_embd, self.layer_norm_eps, device);
-                Block {
-                    ln0: (layer == 0 && self.embedding_norm).then(norm),
-                    ln1: norm(),
-                    ln2: norm(),
-                    att: init::time_mix(self, &init),
-                    ffn: self.second_half.init(&dims, &init),
-                }
-            })
-            .collect();
         Rwkv7 {
             emb: init::embedding(self.vocab_size, self.n_embd, device, seed),
-            blocks,
+            blocks: (0..self.n_layer)
+                .map(|layer| self.init_block(layer, device, seed))
+                .collect(),
             ln_out: init::layer_norm(self.n_embd, self.layer_norm_eps, device),
             head: init::head(self.n_embd, self.vocab_size, device, seed),
+        }
+    }
+
+    /// Block `layer` (from 0) of such a model with its initial values, for models of your own. Block 0 normalises its input;
+    /// the others read the value that it leaves.
+    pub fn init_block(&self, layer: usize, device: &Device, seed: u64) -> Block<S::Layer> {
+        let dims = self.dims();
+        let init = LayerInit::new(layer, &dims, device, seed);
+        let norm = || init::layer_norm(self.n_embd, self.layer_norm_eps, device);
+        Block {
+            ln0: (layer == 0 && self.embedding_norm).then(norm),
+            ln1: norm(),
+            ln2: norm(),
+            att: init::time_mix(self, &init),
+            ffn: self.second_half.init(&dims, &init),
         }
     }
 }
@@ -174,10 +177,7 @@ impl<M: SecondHalf> Rwkv7<M> {
         let layers = self
             .blocks
             .iter()
-            .map(|block| LayerState {
-                att: block.att.zero_state(batch, device),
-                second: block.ffn.zero_state(batch, device),
-            })
+            .map(|block| block.zero_state(batch, device))
             .collect();
         State { layers }
     }

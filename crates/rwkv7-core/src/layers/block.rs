@@ -102,4 +102,12 @@ impl<M: SecondHalf> Block<M> {
         let (mixed, second) = self.ffn.forward(h, &trace, span, state.second);
         (x + mixed, LayerState { att, second })
     }
+
+    /// The state before the first token.
+    pub fn zero_state(&self, batch: usize, device: &Device) -> LayerState<M::State> {
+        LayerState {
+            att: self.att.zero_state(batch, device),
+            second: self.ffn.zero_state(batch, device),
+        }
+    }
 }
