@@ -245,3 +245,64 @@ fn a_state_is_saved_and_another_models_state_is_refused() {
         .unwrap_err();
     assert!(error.to_string().contains("ffn.shift"), "{error}");
 }
+
+/// AdamW with gradients of zero changes only what has weight decay.
+#[test]
+fn weight_decay_reaches_the_layers_matrices_and_no_other_of_its_tensors() {
+    use burn::{
+        module::ModuleVisitor,
+        optim::{GradientsParams, LearningRate},
+    };
+    use rwkv7_core::optimizer::OptimizerConfig;
+    struct Values {
+        zeros: GradientsParams,
+        path: Vec<String>,
+        found: Vec<(String, f32)>,
+    }
+    impl ModuleVisitor for Values {
+        fn enter_module(&mut self, name: &str, _container: &str) {
+            self.path.push(name.to_string());
+        }
+        fn exit_module(&mut self, _name: &str, _container: &str) {
+            self.path.pop();
+        }
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            let value = param.val().inner();
+            self.zeros.register(param.id, value.zeros_like());
+            let sum = value.abs().sum().into_scalar::<f32>();
+            self.found.push((self.path.join("."), sum));
+        }
+    }
+    let values = |model: &MetaStateLm| {
+        let mut values = Values {
+            zeros: GradientsParams::new(),
+            path: Vec::new(),
+            found: Vec::new(),
+        };
+        model.visit(&mut values);
+        values
+    };
+    let device = Device::default().autodiff();
+    let rate: LearningRate = 0.1;
+    for (name, half) in variants() {
+        let model = model(&half, &device);
+        let before = values(&model);
+        let model = OptimizerConfig::default()
+            .init()
+            .step(rate, model, before.zeros);
+        let mut shrunk = Vec::new();
+        for ((path, before), (_, after)) in before.found.into_iter().zip(values(&model).found) {
+            let Some(tensor) = path.strip_prefix("blocks.0.ffn.") else {
+                continue;
+            };
+            if (after - before).abs() > 1e-4 * before {
+                shrunk.push(tensor.to_string());
+            }
+        }
+        let expected: &[&str] = match half.sse {
+            Sse::Learned => &["W_sse", "W_oms"],
+            _ => &["W_oms"],
+        };
+        assert_eq!(shrunk, expected, "{name}");
+    }
+}

@@ -149,7 +149,8 @@ impl Journal {
 
     /// Optimizer steps begun.
     fn step(&self) -> usize {
-        (self.epoch - 1) * self.steps.per_epoch + self.batches.div_ceil(self.steps.accumulation)
+        self.epoch.saturating_sub(1) * self.steps.per_epoch
+            + self.batches.div_ceil(self.steps.accumulation)
     }
 
     /// Stops the run if the loss or what a layer measured is no number; layers come first, the lowest before others.
@@ -339,5 +340,22 @@ mod tests {
         }
         let NotFinite { what, step, value } = history.not_finite().unwrap();
         assert!(stop.should_stop() && what == "loss" && step == 4 && value.is_nan());
+    }
+
+    #[test]
+    fn a_layers_measurement_that_is_no_number_is_named_before_the_loss() {
+        let folder = tempfile::tempdir().unwrap();
+        let stop = Interrupter::new();
+        let journal = open(&folder.path().join("metrics.jsonl"), &stop);
+        let history = journal.history();
+        let (fine, wrong) = (NumericEntry::Value(1.0), NumericEntry::Value(f64::INFINITY));
+        journal.check(&[
+            (metrics::LOSS, &wrong),
+            ("Layer 0 largest u", &fine),
+            ("Layer 10 largest u", &wrong),
+            ("Layer 2 largest u", &wrong),
+        ]);
+        assert!(stop.should_stop());
+        assert_eq!(history.not_finite().unwrap().what, "layer 2 largest u");
     }
 }
