@@ -27,6 +27,8 @@ pub enum Command {
     Convert(Convert),
     /// Print architecture, dimensions, exact parameter count and dtype of a checkpoint.
     Inspect(Inspect),
+    /// Make a trained model larger without changing what it computes.
+    Grow(Grow),
     /// List the models that have a name.
     Models(Models),
 }
@@ -219,6 +221,48 @@ pub struct Convert {
     /// The Meta-State layer that --arch meta-state puts in: paper, practical or a JSON object of its fields.
     #[arg(long, value_name = "NAME|JSON", default_value = "practical", value_parser = meta_state)]
     pub meta_state: MetaStateConfig,
+}
+
+/// How a model is grown.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Method {
+    /// The larger model computes what the smaller one does.
+    Lossless,
+    /// New layers are copies of old ones; the outputs change.
+    Stack,
+}
+
+#[derive(Args)]
+pub struct Grow {
+    /// A model of the zoo, a training output folder or a checkpoint file.
+    #[arg(value_name = "IN")]
+    pub input: PathBuf,
+    /// The safetensors file to write.
+    #[arg(value_name = "OUT")]
+    pub output: PathBuf,
+    /// The larger model: a name, or a JSON file or object with the dimensions that change, as in {"n_layer": 6, "n_embd": 192}.
+    #[arg(long, value_name = "NAME|CONFIG.json|JSON")]
+    pub to: String,
+    /// How.
+    #[arg(long, value_enum, default_value = "lossless")]
+    pub method: Method,
+    /// Dtype to write. Default: f32 where the width grows, as every value is scaled then, else each tensor's own.
+    #[arg(long, value_enum)]
+    pub dtype: Option<Dtype>,
+    /// Seed of the random values.
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    pub seed: u64,
+    /// Print what becomes of every tensor, and write nothing.
+    #[arg(long)]
+    pub plan: bool,
+    /// Do not compare the logits of both models.
+    #[arg(long)]
+    pub no_verify: bool,
+    #[command(flatten)]
+    pub on: OnDevice,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Args)]

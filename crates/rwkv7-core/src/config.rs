@@ -126,6 +126,10 @@ pub struct Rwkv7Config<S = ChannelMixConfig> {
     /// Epsilon of the per-head group norm; 64e-5 whatever the head size.
     #[serde(default = "group_norm_eps")]
     pub group_norm_eps: f64,
+    /// Width E of the embedding where it is not C: `blocks.0.lift [E, C]` leads from one to the other. In models that were
+    /// grown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub embed_width: Option<usize>,
     /// Whether the embedding is normalised by `blocks.0.ln0`; false where a checkpoint has it folded into the table.
     #[serde(default = "yes")]
     pub embedding_norm: bool,
@@ -179,6 +183,7 @@ impl Rwkv7Config<ChannelMixConfig> {
             gate_rank: rank(5.0 * root),
             layer_norm_eps: layer_norm_eps(),
             group_norm_eps: group_norm_eps(),
+            embed_width: None,
             embedding_norm: true,
             second_half: ChannelMixConfig {
                 ffn_size: 4 * n_embd,
@@ -228,6 +233,7 @@ impl<S> Rwkv7Config<S> {
             gate_rank: self.gate_rank,
             layer_norm_eps: self.layer_norm_eps,
             group_norm_eps: self.group_norm_eps,
+            embed_width: self.embed_width,
             embedding_norm: self.embedding_norm,
             second_half,
         }
@@ -270,6 +276,9 @@ impl<S: SecondHalfConfig> Rwkv7Config<S> {
                 return Err(ConfigError::field(field, 0, "at least 1"));
             }
         }
+        if self.embed_width == Some(0) {
+            return Err(ConfigError::field("embed_width", 0, "at least 1"));
+        }
         if !self.n_embd.is_multiple_of(self.head_size) {
             return Err(ConfigError::field(
                 "n_embd",
@@ -296,8 +305,11 @@ impl<S: SecondHalfConfig> Rwkv7Config<S> {
         let ranks = self.decay_rank + self.in_context_rank + self.value_rank + self.gate_rank;
         // ln1, ln2, ln_x: 6; x_r..x_g: 6; w0, a0, v0: 3; k_k, k_a: 2; r_k: 1; receptance, key, value, output: 4 C².
         let layer = 18 * c + 4 * c * c + 2 * c * ranks + self.second_half.num_params(&self.dims());
-        let norms = if self.embedding_norm { 4 * c } else { 2 * c };
-        2 * self.vocab_size * c + norms + self.n_layer * layer - (c + 2 * c * self.value_rank)
+        let e = self.embed_width.unwrap_or(c);
+        let ln0 = if self.embedding_norm { 2 * e } else { 0 };
+        let lift = self.embed_width.map_or(0, |e| e * c);
+        let ends = self.vocab_size * (e + c) + ln0 + lift + 2 * c;
+        ends + self.n_layer * layer - (c + 2 * c * self.value_rank)
     }
 
     /// Number of values in the running state of one sequence, whatever its length.

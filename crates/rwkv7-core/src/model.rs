@@ -49,7 +49,12 @@ impl<S: SecondHalfConfig> Rwkv7Config<S> {
             panic!("{error}");
         }
         Rwkv7 {
-            emb: init::embedding(self.vocab_size, self.n_embd, device, seed),
+            emb: init::embedding(
+                self.vocab_size,
+                self.embed_width.unwrap_or(self.n_embd),
+                device,
+                seed,
+            ),
             blocks: (0..self.n_layer)
                 .map(|layer| self.init_block(layer, device, seed))
                 .collect(),
@@ -65,7 +70,16 @@ impl<S: SecondHalfConfig> Rwkv7Config<S> {
         let init = LayerInit::new(layer, &dims, device, seed);
         let norm = || init::layer_norm(self.n_embd, self.layer_norm_eps, device);
         Block {
-            ln0: (layer == 0 && self.embedding_norm).then(norm),
+            ln0: (layer == 0 && self.embedding_norm).then(|| {
+                let width = self.embed_width.unwrap_or(self.n_embd);
+                init::layer_norm(width, self.layer_norm_eps, device)
+            }),
+            lift: match self.embed_width {
+                Some(width) if layer == 0 => {
+                    Some(init.orthogonal_linear("lift", width, self.n_embd, 1.0))
+                }
+                _ => None,
+            },
             ln1: norm(),
             ln2: norm(),
             att: init::time_mix(self, &init),

@@ -3,6 +3,7 @@
 mod convert;
 mod eval;
 mod generate;
+mod grow;
 mod inspect;
 mod logits;
 mod models;
@@ -19,6 +20,7 @@ pub fn run(command: Command) -> Outcome {
         Command::Logits(args) => logits::run(args),
         Command::Convert(args) => convert::run(args),
         Command::Inspect(args) => inspect::run(args),
+        Command::Grow(args) => grow::run(args),
         Command::Models(args) => models::run(args),
     }
 }

@@ -46,7 +46,13 @@ pub fn config<S: SecondHalfConfig>(
         })
         .max()
         .map_or(0, |last: usize| last + 1);
-    let (vocab_size, n_embd) = matrix("emb.weight");
+    let (vocab_size, embed_width) = matrix("emb.weight");
+    let lifted = shapes.contains_key("blocks.0.lift.weight");
+    let n_embd = if lifted {
+        matrix("blocks.0.lift.weight").0
+    } else {
+        embed_width
+    };
     let (_, head_size) = matrix("blocks.0.att.r_k");
     let (_, decay_rank) = matrix("blocks.0.att.w1");
     let (_, in_context_rank) = matrix("blocks.0.att.a1");
@@ -85,6 +91,7 @@ pub fn config<S: SecondHalfConfig>(
         in_context_rank,
         value_rank,
         gate_rank,
+        embed_width: lifted.then_some(embed_width),
         embedding_norm: shapes.contains_key("blocks.0.ln0.weight"),
         layer_norm_eps: epsilon("layer_norm_eps", fresh.layer_norm_eps),
         group_norm_eps: epsilon("group_norm_eps", fresh.group_norm_eps),

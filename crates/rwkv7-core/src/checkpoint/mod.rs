@@ -33,7 +33,9 @@ use burn::tensor::{DType, TensorData};
 use burn_store::{bridge, burn_pack::Tensor as PackTensor};
 
 pub use error::CheckpointError;
-pub use model::{Replaced, config_json, expected_tensors, load, save};
+pub use model::{
+    Replaced, config_json, expected_tensors, initial_tensor, load, save, save_tensors,
+};
 pub use names::Flavour;
 
 use crate::{Rwkv7Config, config::SecondHalfConfig, layers::SecondHalf};
@@ -169,6 +171,19 @@ impl Checkpoint {
             });
         }
         infer::config(&self.path, &self.named_for::<S>(), self.about.as_ref())
+    }
+
+    /// The tensors of a model of this architecture under their official names; they are read when they are needed.
+    ///
+    /// # Errors
+    ///
+    /// [`CheckpointError::Tensors`] lists what is missing, unknown or of the wrong shape.
+    pub fn tensors<S: SecondHalfConfig>(
+        &self,
+        config: &Rwkv7Config<S>,
+    ) -> Result<Vec<PackTensor>, CheckpointError> {
+        self.check(config)?;
+        Ok(self.named_for::<S>())
     }
 
     /// The tensors, the second half's under its name: records of Burn modules call it `ffn`, whatever it is.

@@ -258,6 +258,98 @@ pub(super) fn second_half_name(name: &str, from: &str, to: &str) -> String {
     }
 }
 
+/// Writes tensors with official names and layouts that make up a model of this configuration.
+///
+/// # Errors
+///
+/// [`CheckpointError::Write`]; then what was at `path` before is still there.
+pub fn save_tensors<S: SecondHalfConfig>(
+    path: &Path,
+    config: &Rwkv7Config<S>,
+    tensors: Vec<PackTensor>,
+    format: Format,
+    dtype: Option<DType>,
+) -> Result<(), CheckpointError> {
+    write(path, config, tensors, format, dtype)
+}
+
+/// The initial value of one tensor of a model, by its official name and in its official layout; no other is made.
+pub fn initial_tensor<S: SecondHalfConfig>(
+    config: &Rwkv7Config<S>,
+    name: &str,
+    seed: u64,
+) -> Option<TensorData> {
+    struct Find<'a> {
+        names: Names,
+        wanted: &'a str,
+        second_half: &'static str,
+        found: Option<TensorData>,
+    }
+    impl ModuleVisitor for Find<'_> {
+        fn enter_module(&mut self, name: &str, container: &str) {
+            self.names.enter(name, container);
+        }
+
+        fn exit_module(&mut self, _name: &str, _container: &str) {
+            self.names.exit();
+        }
+
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            if self.names.official(self.second_half) == self.wanted {
+                let value = param.val();
+                let value = if self.names.is_linear() && D == 2 {
+                    value.transpose()
+                } else {
+                    value
+                };
+                self.found = Some(value.into_data());
+            }
+        }
+    }
+    let mut find = Find {
+        names: Names::default(),
+        wanted: name,
+        second_half: S::Layer::NAME,
+        found: None,
+    };
+    config.init(&Device::default(), seed).visit(&mut find);
+    find.found
+}
+
+/// The path to a parameter while a module is visited.
+#[derive(Default)]
+struct Names {
+    path: Vec<String>,
+    containers: Vec<String>,
+}
+
+impl Names {
+    fn enter(&mut self, name: &str, container: &str) {
+        self.path.push(name.to_string());
+        self.containers.push(container.to_string());
+    }
+
+    fn exit(&mut self) {
+        self.path.pop();
+        self.containers.pop();
+    }
+
+    /// Whether it belongs to a linear layer, whose weights are transposed officially.
+    fn is_linear(&self) -> bool {
+        self.containers.iter().any(|c| c.ends_with(":Linear"))
+    }
+
+    fn official(&self, second_half: &str) -> String {
+        let name = self.path.join(".");
+        let name = match name.rsplit_once('.') {
+            Some((path, "gamma")) => format!("{path}.weight"),
+            Some((path, "beta")) => format!("{path}.bias"),
+            _ => name,
+        };
+        second_half_name(&name, "ffn", second_half)
+    }
+}
+
 /// A configuration as files of ours carry it: its fields and `architecture`.
 pub fn config_json<S: SecondHalfConfig>(config: &Rwkv7Config<S>) -> serde_json::Value {
     serde_json::json!(About::new(config))
@@ -267,46 +359,36 @@ pub fn config_json<S: SecondHalfConfig>(config: &Rwkv7Config<S>) -> serde_json::
 pub fn expected_tensors<S: SecondHalfConfig>(
     config: &Rwkv7Config<S>,
 ) -> BTreeMap<String, Vec<usize>> {
-    #[derive(Default)]
     struct Shapes {
-        path: Vec<String>,
-        containers: Vec<String>,
-        found: Vec<(String, Vec<usize>)>,
+        names: Names,
+        second_half: &'static str,
+        found: BTreeMap<String, Vec<usize>>,
     }
     impl ModuleVisitor for Shapes {
         fn enter_module(&mut self, name: &str, container: &str) {
-            self.path.push(name.to_string());
-            self.containers.push(container.to_string());
+            self.names.enter(name, container);
         }
 
         fn exit_module(&mut self, _name: &str, _container: &str) {
-            self.path.pop();
-            self.containers.pop();
+            self.names.exit();
         }
 
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
             let mut shape: Vec<usize> = param.lazy_shape().iter().copied().collect();
-            let linear = self.containers.iter().any(|c| c.ends_with(":Linear"));
-            if linear && D == 2 {
+            if self.names.is_linear() && D == 2 {
                 shape.reverse();
             }
-            let name = self.path.join(".");
-            let name = match name.rsplit_once('.') {
-                Some((path, "gamma")) => format!("{path}.weight"),
-                Some((path, "beta")) => format!("{path}.bias"),
-                _ => name,
-            };
-            self.found.push((name, shape));
+            self.found
+                .insert(self.names.official(self.second_half), shape);
         }
     }
-    let mut shapes = Shapes::default();
+    let mut shapes = Shapes {
+        names: Names::default(),
+        second_half: S::Layer::NAME,
+        found: BTreeMap::new(),
+    };
     config.init(&Device::default(), 0).visit(&mut shapes);
-    let official = |name: &str| second_half_name(name, "ffn", S::Layer::NAME);
-    shapes
-        .found
-        .into_iter()
-        .map(|(name, shape)| (official(&name), shape))
-        .collect()
+    shapes.found
 }
 
 /// Writes official tensors.
@@ -328,10 +410,12 @@ pub(super) fn write<S: SecondHalfConfig>(
             write::safetensors(path, &tensors, metadata)
         }
         Format::Burn => write::burnpack(path, names::to_burn(tensors), &about),
-        Format::Fla if S::Layer::NAME != ChannelMix::NAME => Err(CheckpointError::NoSuchLayout {
-            path: path.to_path_buf(),
-            architecture: S::ARCHITECTURE.into(),
-        }),
+        Format::Fla if S::Layer::NAME != ChannelMix::NAME || config.embed_width.is_some() => {
+            Err(CheckpointError::NoSuchLayout {
+                path: path.to_path_buf(),
+                architecture: S::ARCHITECTURE.into(),
+            })
+        }
         Format::Fla => {
             let failed = |source| CheckpointError::Write {
                 path: path.to_path_buf(),

@@ -1,19 +1,20 @@
 //! A block: time mixing, then a second half, each on the normalised residual stream.
 //!
 //! ```text
-//! x = ln0(x)                     block 0 only: what leaves ln0 is the residual stream
+//! x = lift(ln0(x))               block 0 only: what leaves ln0, or the lift of a grown model, is the residual stream
 //! x = x + att(ln1(x))
 //! x = x + second_half(ln2(x))
 //! ```
 
 use burn::{
     module::{Module, ModuleDisplay},
+    nn::Linear,
     tensor::{Device, Tensor},
 };
 
 use crate::state::{LayerState, StateTensors};
 
-use super::{LayerNorm, Span, TimeMix, TimeMixTrace};
+use super::{LayerNorm, Span, TimeMix, TimeMixTrace, project};
 
 /// What a block does after time mixing.
 ///
@@ -69,6 +70,8 @@ pub trait SecondHalf: Module + ModuleDisplay {
 pub struct Block<M: SecondHalf> {
     /// Normalises the embedding; block 0 only, absent where it is folded into the table.
     pub ln0: Option<LayerNorm>,
+    /// From the width of the embedding to the model's, `E -> C`; block 0 of a grown model only.
+    pub lift: Option<Linear>,
     /// Before time mixing.
     pub ln1: LayerNorm,
     /// Before the second half.
@@ -92,6 +95,10 @@ impl<M: SecondHalf> Block<M> {
     ) -> (Tensor<3>, LayerState<M::State>) {
         let x = match &self.ln0 {
             Some(ln0) => ln0.forward(x),
+            None => x,
+        };
+        let x = match &self.lift {
+            Some(lift) => project(lift, x),
             None => x,
         };
         let h = self.ln1.forward(x.clone());

@@ -1,0 +1,36 @@
+//! What can be wrong with a growth.
+
+use rwkv7_core::{checkpoint::CheckpointError, config::ConfigError};
+
+/// A growth that is impossible, or not exact where it must be.
+#[derive(Debug, thiserror::Error)]
+pub enum ScalingError {
+    /// A dimension would become smaller.
+    #[error("`{field}` is {from} in the model and {to} in the target; a model can only grow")]
+    Shrinks {
+        /// The dimension.
+        field: &'static str,
+        /// The model's.
+        from: usize,
+        /// The target's.
+        to: usize,
+    },
+    /// A field that growth cannot change.
+    #[error("`{field}` is {from} in the model and {to} in the target; {reason}")]
+    Differs {
+        /// The field.
+        field: &'static str,
+        /// The model's.
+        from: String,
+        /// The target's.
+        to: String,
+        /// Why that cannot be, and what to do.
+        reason: &'static str,
+    },
+    /// The target is no model.
+    #[error("the target: {0}")]
+    Target(#[from] ConfigError),
+    /// Reading the model or writing the larger one failed.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+}

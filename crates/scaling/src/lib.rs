@@ -1,0 +1,30 @@
+//! Growing trained models: an RWKV-7 or [Meta-State](meta_state) model becomes a wider and deeper one that computes the same.
+//!
+//! ```text
+//! x' = c [x, mean(x), …, mean(x)]     c = √(C'/C)
+//! ```
+//!
+//! is the larger model's residual stream. Its mean is `c mean(x)` and its variance that of x, so every layer norm gives the old
+//! channels what it gave before (its scale is divided by c) and the new channels zero (their shift is zero). What reads
+//! normalised values may therefore have any weights for the new channels; what writes into the stream writes c times what it
+//! wrote, and the mean of that into the new channels. New heads, hidden units and blocks write nothing at first. The
+//! embedding keeps its width, and a matrix `lift` leads to the new one, because `ln0`'s output is not normalised again.
+//!
+//! Source: reference `growth-and-evaluation.md`, part B.
+
+mod apply;
+mod error;
+mod grow;
+mod plan;
+mod rules;
+mod verify;
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;
+
+pub use error::ScalingError;
+pub use grow::{StateOf, grow};
+pub use plan::{Method, Plan, Step};
+pub use rules::{Growable, New, Rule};
+pub use verify::Difference;

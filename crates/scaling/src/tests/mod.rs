@@ -1,0 +1,302 @@
+//! Growth changes nothing that it promises not to.
+
+use burn::{
+    module::{Module, ModuleMapper, Param},
+    tensor::{Device, FloatDType, Int, Tensor, TensorData},
+};
+use meta_state::{MetaStateConfig, Oms, Removal, Scale, Side, Sse};
+use rwkv7_core::{
+    Rwkv7, Rwkv7Config,
+    checkpoint::{self, Checkpoint, Format},
+    layers::ChannelMixConfig,
+};
+
+use crate::{Growable, Method, Plan, ScalingError, apply::gaussian, grow};
+
+const VOCAB: usize = 17;
+const TOKENS: [i32; 19] = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9, 3, 2, 3, 8];
+
+/// A small model's configuration; ranks differ from each other so that no mix-up of axes keeps a shape legal.
+fn base(layers: usize, heads: usize) -> Rwkv7Config {
+    Rwkv7Config {
+        head_size: 8,
+        decay_rank: 5,
+        in_context_rank: 3,
+        value_rank: 6,
+        gate_rank: 4,
+        second_half: ChannelMixConfig { ffn_size: 21 },
+        ..Rwkv7Config::new(VOCAB, layers, 8 * heads)
+    }
+}
+
+/// The same model with noise on every parameter.
+fn shaken<M: Module>(module: M, seed: u64, dtype: FloatDType) -> M {
+    struct Shake(u64, FloatDType);
+    impl ModuleMapper for Shake {
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            self.0 += 1;
+            param.map(|x| {
+                let count = x.shape().num_elements() as u64;
+                let noise = (0..count).map(|i| 0.3 * gaussian(self.0, i) as f32);
+                let noise = TensorData::new(noise.collect::<Vec<_>>(), x.shape());
+                (x.clone() + Tensor::from_data(noise, &x.device())).cast(self.1)
+            })
+        }
+    }
+    module.map(&mut Shake(1000 * seed, dtype))
+}
+
+fn row(tokens: &[i32]) -> Tensor<2, Int> {
+    let data = TensorData::new(tokens.to_vec(), [1, tokens.len()]);
+    Tensor::from_data(data, &Device::default())
+}
+
+fn values<const D: usize>(x: Tensor<D>) -> Vec<f64> {
+    x.into_data().iter::<f64>().collect()
+}
+
+/// Largest difference in units of the expected values' standard deviation.
+fn difference(found: &[f64], expected: &[f64]) -> f64 {
+    assert_eq!(found.len(), expected.len());
+    let n = expected.len() as f64;
+    let mean = expected.iter().sum::<f64>() / n;
+    let std = (expected.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / n).sqrt();
+    let pairs = found.iter().zip(expected);
+    let worst = pairs.fold(0.0_f64, |worst, (a, b)| worst.max((a - b).abs()));
+    assert!(worst.is_finite() && std > 0.01);
+    worst / std
+}
+
+/// A model with random weights, and the one that grew out of it through files.
+struct Pair<S: Growable> {
+    plan: Plan<S>,
+    small: Rwkv7<S::Layer>,
+    large: Rwkv7<S::Layer>,
+}
+
+impl<S: Growable> Pair<S> {
+    fn new(
+        from: &Rwkv7Config<S>,
+        to: &Rwkv7Config<S>,
+        method: Method,
+        dtype: FloatDType,
+        seed: u64,
+    ) -> Self {
+        let device = Device::default();
+        let folder = tempfile::tempdir().unwrap();
+        let [a, b] = ["a.safetensors", "b.safetensors"].map(|name| folder.path().join(name));
+        let small = shaken(from.init(&device, seed), seed, dtype);
+        checkpoint::save(&a, from, &small, Format::Official, None).unwrap();
+        let plan = Plan::new(from, to, method).unwrap();
+        let source = Checkpoint::open(&a).unwrap();
+        grow(&source, &plan, &b, Format::Official, None, seed).unwrap();
+        let grown = Checkpoint::open(&b).unwrap();
+        assert_eq!(grown.config::<S>().unwrap(), plan.to);
+        let large = grown.into_model(&plan.to, &device, dtype).unwrap();
+        Self { plan, small, large }
+    }
+
+    /// Largest difference of the logits of the old vocabulary, for a text read at once and for one that was in the middle
+    /// when the model grew.
+    fn difference(&self) -> f64 {
+        let expected = self.small.forward(row(&TOKENS), None).0;
+        let old = |logits: Tensor<3>| values(logits.narrow(2, 0, VOCAB));
+        let whole = difference(
+            &old(self.large.forward(row(&TOKENS), None).0),
+            &values(expected.clone()),
+        );
+        let (_, state) = self.small.forward(row(&TOKENS[..7]), None);
+        let state = self.plan.grow_state(state);
+        let (rest, _) = self.large.forward(row(&TOKENS[7..]), Some(state));
+        let carried = difference(&old(rest), &values(expected.narrow(1, 7, 12)));
+        whole.max(carried)
+    }
+}
+
+/// A number from 0 to `below - 1` that seed and place decide.
+fn pick(seed: u64, place: u64, below: usize) -> usize {
+    (gaussian(seed, place).abs() * 1e6) as usize % below
+}
+
+/// A random growth of RWKV-7: some dimensions stay, others grow by any ratio.
+fn random_plan(seed: u64) -> (Rwkv7Config, Rwkv7Config) {
+    let pick = |place, below| pick(seed, place, below);
+    let from = base(1 + pick(0, 3), 1 + pick(1, 3));
+    let to = Rwkv7Config {
+        vocab_size: VOCAB + pick(2, 2) * 5,
+        n_layer: from.n_layer + pick(3, 4),
+        n_embd: from.n_embd + 8 * pick(4, 4),
+        decay_rank: from.decay_rank + pick(5, 3),
+        in_context_rank: from.in_context_rank + pick(6, 3),
+        value_rank: from.value_rank + pick(7, 3),
+        gate_rank: from.gate_rank + pick(8, 3),
+        second_half: ChannelMixConfig {
+            ffn_size: 21 + pick(9, 20),
+        },
+        ..from.clone()
+    };
+    (from, to)
+}
+
+/// The choices of the Meta-State layer that growth has to do with.
+fn halves() -> Vec<MetaStateConfig> {
+    let base = MetaStateConfig::practical;
+    vec![
+        MetaStateConfig::paper(),
+        base(),
+        MetaStateConfig {
+            token_shift: true,
+            norm_affine: true,
+            ..base()
+        },
+        MetaStateConfig {
+            removal: Removal::Own,
+            scale: Scale::L2,
+            ..base()
+        },
+        MetaStateConfig {
+            oms: Oms::Shared,
+            center: true,
+            side: Side::Key,
+            ..base()
+        },
+        MetaStateConfig {
+            sse: Sse::LowRank(3),
+            ..base()
+        },
+        MetaStateConfig {
+            sse: Sse::HeadMixed,
+            ..base()
+        },
+        MetaStateConfig {
+            sse: Sse::Learned,
+            ..base()
+        },
+        MetaStateConfig {
+            sse: Sse::TopLeft(5),
+            ..base()
+        },
+    ]
+}
+
+#[test]
+fn two_hundred_random_growths_lose_nothing() {
+    for seed in 0..100 {
+        let (from, to) = random_plan(seed);
+        for (dtype, tolerance) in [(FloatDType::F64, 1e-10), (FloatDType::F32, 1e-4)] {
+            let rwkv7 = Pair::new(&from, &to, Method::Lossless, dtype, seed).difference();
+            assert!(rwkv7 < tolerance, "{from:?} to {to:?}: {rwkv7:e}");
+            let halves = halves();
+            let half = &halves[seed as usize % halves.len()];
+            let (from, to) = (
+                from.with_second_half(half.clone()),
+                to.with_second_half(half.clone()),
+            );
+            let found = Pair::new(&from, &to, Method::Lossless, dtype, seed).difference();
+            assert!(found < tolerance, "{from:?} to {to:?}: {found:e}");
+        }
+    }
+}
+
+#[test]
+fn growth_by_nothing_is_the_identity() {
+    let folder = tempfile::tempdir().unwrap();
+    let [a, b] = ["a.safetensors", "b.safetensors"].map(|name| folder.path().join(name));
+    let config = base(2, 2);
+    let model = shaken(config.init(&Device::default(), 0), 0, FloatDType::F32);
+    checkpoint::save(&a, &config, &model, Format::Official, None).unwrap();
+    let plan = Plan::new(&config, &config, Method::Lossless).unwrap();
+    grow(
+        &Checkpoint::open(&a).unwrap(),
+        &plan,
+        &b,
+        Format::Official,
+        None,
+        0,
+    )
+    .unwrap();
+    let read = |path| Checkpoint::open(path).unwrap().read_all().unwrap();
+    assert_eq!(read(&a), read(&b));
+}
+
+#[test]
+fn growth_in_two_stages_loses_nothing() {
+    let device = Device::default();
+    let folder = tempfile::tempdir().unwrap();
+    let file = |i: usize| folder.path().join(format!("{i}.safetensors"));
+    let stages = [base(1, 2), base(2, 3), base(4, 5)];
+    let small = shaken(stages[0].init(&device, 0), 0, FloatDType::F64);
+    checkpoint::save(&file(0), &stages[0], &small, Format::Official, None).unwrap();
+    for i in 1..3 {
+        let source = Checkpoint::open(&file(i - 1)).unwrap();
+        let from: Rwkv7Config = source.config().unwrap();
+        let plan = Plan::new(&from, &stages[i], Method::Lossless).unwrap();
+        grow(&source, &plan, &file(i), Format::Official, None, 0).unwrap();
+    }
+    let last = Checkpoint::open(&file(2)).unwrap();
+    let config: Rwkv7Config = last.config().unwrap();
+    assert_eq!((config.n_embd, config.embed_width), (40, Some(16)));
+    let large = last.into_model(&config, &device, FloatDType::F64).unwrap();
+    let [found, expected] =
+        [&large, &small].map(|model| values(model.forward(row(&TOKENS), None).0));
+    assert!(difference(&found, &expected) < 1e-10);
+}
+
+#[test]
+fn stacking_changes_the_outputs() {
+    let (from, to) = (base(2, 2), base(4, 2));
+    let pair = Pair::new(&from, &to, Method::Stack, FloatDType::F64, 1);
+    assert_eq!(pair.plan.blocks, [Some(0), Some(1), Some(0), Some(1)]);
+    assert!(pair.difference() > 0.1);
+}
+
+#[test]
+fn what_cannot_grow_is_refused_with_the_reason() {
+    let from = base(2, 2);
+    let refused =
+        |to: Rwkv7Config| -> ScalingError { Plan::new(&from, &to, Method::Lossless).unwrap_err() };
+    let error = refused(base(1, 2)).to_string();
+    assert_eq!(
+        error,
+        "`n_layer` is 2 in the model and 1 in the target; a model can only grow"
+    );
+    let error = refused(Rwkv7Config {
+        head_size: 16,
+        ..from.clone()
+    })
+    .to_string();
+    assert!(error.contains("grow the number of heads"), "{error}");
+    let error = refused(Rwkv7Config {
+        n_embd: 20,
+        ..from.clone()
+    })
+    .to_string();
+    assert!(
+        error.contains("n_embd") && error.contains("head_size = 8"),
+        "{error}"
+    );
+    let paper = from.with_second_half(MetaStateConfig::paper());
+    let practical = from.with_second_half(MetaStateConfig::practical());
+    let error = Plan::new(&paper, &practical, Method::Lossless)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("Shared") && error.contains("PerHead"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_plan_says_what_becomes_of_every_tensor() {
+    let plan = Plan::new(&base(1, 2), &base(2, 3), Method::Lossless).unwrap();
+    let text = plan.to_string();
+    for line in [
+        "blocks.0.att.output.weight [16, 16] -> [24, 24]: old entries times 1.224745, 8 new along axis 0: the mean of the \
+         old ones, 8 new along axis 1: zero",
+        "blocks.0.lift.weight [24, 16]: the embedding's width to the model's",
+        "blocks.1.ffn.key.weight [21, 24]: initial values",
+        "emb.weight [17, 16] -> [17, 16]: old entries",
+    ] {
+        assert!(text.contains(line), "{line} is not in\n{text}");
+    }
+}

@@ -1,0 +1,45 @@
+//! Whether two models compute the same.
+
+use burn::tensor::{Int, Tensor, activation};
+use rwkv7_core::{Rwkv7, layers::SecondHalf};
+use serde::Serialize;
+
+/// How far apart two models' logits are, over the vocabulary of the smaller one.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Difference {
+    /// Largest difference of a logit, in standard deviations of the smaller model's logits.
+    pub largest: f64,
+    /// Mean difference, in the same unit.
+    pub mean: f64,
+    /// Mean Kullback-Leibler divergence of the larger model's next-token distribution from the smaller one's, in nats.
+    pub kl: f64,
+}
+
+impl Difference {
+    /// Compares two models on `tokens [batch, time]`, each read from an empty state.
+    pub fn between<A: SecondHalf, B: SecondHalf>(
+        small: &Rwkv7<A>,
+        large: &Rwkv7<B>,
+        tokens: Tensor<2, Int>,
+    ) -> Self {
+        let (expected, _) = small.forward(tokens.clone(), None);
+        let (found, _) = large.forward(tokens, None);
+        let vocab = expected.dims()[2];
+        let found = found.narrow(2, 0, vocab);
+        let number = |x: Tensor<1>| f64::from(x.into_scalar::<f32>());
+        let deviation = {
+            let centred = expected.clone() - expected.clone().mean().reshape([1, 1, 1]);
+            number(centred.square().mean())
+                .sqrt()
+                .max(f64::MIN_POSITIVE)
+        };
+        let gap = (found.clone() - expected.clone()).abs();
+        let [p, q] = [expected, found].map(|logits| activation::log_softmax(logits, 2));
+        let kl = (p.clone().exp() * (p - q)).sum_dim(2).mean();
+        Self {
+            largest: number(gap.clone().max()) / deviation,
+            mean: number(gap.mean()) / deviation,
+            kl: number(kl),
+        }
+    }
+}
