@@ -11,7 +11,7 @@ autograd; no code of this project takes part. Before writing, the script checks 
   * every tensor and every option shows in the logits, and every tensor has a gradient,
   * no logit depends on a later token,
   * the values lie where they say something: z has zeros and others, none of them near the kink,
-and for `practical` that the layer is two stock WKV-7 recurrences, which is how a fast implementation computes it.
+and for `per-head` that the layer is two stock WKV-7 recurrences, which is how a fast implementation computes it.
 
 Needs torch, numpy and safetensors in the versions of requirements.txt; a run takes two minutes and is deterministic:
 
@@ -41,7 +41,7 @@ PRACTICAL = {"oms": "per-head", "sse": "state", "side": "value", "removal": "tim
              "scale": "none", "token_shift": False, "norm_affine": False, "detach_decay": False, "norm_eps": 1e-5}
 VARIANTS = {
     "paper": {"oms": "shared"},
-    "practical": {},
+    "per-head": {},
     "key-side": {"side": "key"},
     "top-left": {"sse": {"top-left": 5}},
     "low-rank": {"sse": {"low-rank": 3}},
@@ -325,7 +325,7 @@ def check_every_tensor_matters(weights, c, tokens, logits, grads):
 
 
 def check_every_option_matters(weights, c, tokens, logits, grads):
-    """Puts one option after the other back to that of `practical`, where the tensors allow it."""
+    """Puts one option after the other back to that of `per-head`, where the tensors allow it."""
     moves = {}
     for field, value in PRACTICAL.items():
         if field == "norm_eps":
@@ -400,7 +400,7 @@ def make(variant, c, weights, tokens, rng, folder):
         check_every_tensor_matters(weights, c, tokens, logits, grads)
     check_every_option_matters(weights, c, tokens, logits, grads)
     check_finite_differences(weights, c, tokens, grads, record["transition"], rng)
-    if variant == "practical":
+    if variant == "per-head":
         check_stock_equivalence(state, record)
     golden = {"logits": logits, "loss": loss, **state, **{"grad." + name: grad for name, grad in grads.items()}}
     golden = {name: value.detach().contiguous() for name, value in golden.items()}

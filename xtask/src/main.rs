@@ -72,6 +72,20 @@ const WGPU: &[Check] = &[
     ),
 ];
 
+// With the workspace's build folder, as it has most of what the project needs.
+const EXAMPLE: &[Check] = &[
+    (
+        "formatting of the example",
+        &[],
+        "cargo fmt --manifest-path examples/own-model/Cargo.toml -- --check",
+    ),
+    (
+        "a project of its own that uses the libraries",
+        &[("BURN_DEVICE", "flex")],
+        "cargo run --locked --manifest-path examples/own-model/Cargo.toml --target-dir target",
+    ),
+];
+
 const DOCS: &[Check] = &[(
     "API documentation",
     &[("RUSTDOCFLAGS", "-D warnings"), ("DOCS_RS", "1")],
@@ -95,7 +109,12 @@ fn main() -> ExitCode {
 
 fn ci(skip_wgpu: bool) -> ExitCode {
     let wgpu = if skip_wgpu { &[] } else { WGPU };
-    for (what, environment, command) in LINTS_AND_TESTS.iter().chain(wgpu).chain(DOCS) {
+    for (what, environment, command) in LINTS_AND_TESTS
+        .iter()
+        .chain(EXAMPLE)
+        .chain(wgpu)
+        .chain(DOCS)
+    {
         eprintln!("\n== {what}: {command}");
         let mut words = command.split(' ');
         let status = Command::new(words.next().unwrap_or_default())

@@ -67,7 +67,7 @@ pub enum Removal {
 pub enum Scale {
     /// As it is.
     None,
-    /// Times a constant: the layer norm of eq. 4 undoes it but for its epsilon.
+    /// Times a constant: the layer norm of eq. 4 undoes it but for its epsilon, which it makes larger by its sixth power.
     Constant(f64),
     /// z/|z|: every token weighs the same.
     L2,
@@ -115,10 +115,13 @@ impl MetaStateConfig {
         }
     }
 
-    /// What measures best (`docs/src/meta-state.md`).
+    /// What measures best (`docs/src/meta-state.md`): a W_oms for each head, and a layer norm that is soft. With z scaled
+    /// down and a large epsilon it leaves the size of what was read in place, and its gradient is never steep.
     pub fn practical() -> Self {
         Self {
             oms: Oms::PerHead,
+            scale: Scale::Constant(1.0 / 16.0),
+            norm_eps: 1.0,
             ..Self::paper()
         }
     }
@@ -181,8 +184,8 @@ impl SecondHalfConfig for MetaStateConfig {
                 expected,
             ));
         }
-        if !(self.norm_eps > 0.0 && self.norm_eps < 1.0) {
-            let expected = "between 0 and 1";
+        if !(self.norm_eps > 0.0 && self.norm_eps.is_finite()) {
+            let expected = "more than 0";
             return Err(ConfigError::field(
                 "second_half.norm_eps",
                 self.norm_eps,

@@ -71,7 +71,9 @@ fn batch(step: usize, device: &Device) -> (Tensor<2, Int>, Tensor<2, Int>) {
     const TIME: usize = 16;
     let mut random = step as u64 + 1;
     let mut digit = || {
-        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        random = random
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
         (random >> 33) as i32 % 10
     };
     let (mut digits, mut tags) = (Vec::new(), Vec::new());
@@ -108,7 +110,8 @@ fn train(steps: usize, device: &Device) -> (f32, f32) {
 /// Asks a Meta-State model of the zoo to write a number backwards.
 fn generate(number: &str, device: &Device) -> Result<String, Box<dyn Error>> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/reverse-meta-state");
-    let (_config, model): (MetaStateModelConfig, MetaStateLm) = Checkpoint::open(&path)?.load(device)?;
+    let (_config, model): (MetaStateModelConfig, MetaStateLm) =
+        Checkpoint::open(&path)?.load(device)?;
     let tokenizer = ByteTokenizer;
     let mut ids = vec![tokenizer.end_of_text()];
     ids.extend(tokenizer.encode(&format!("{number},"))?);

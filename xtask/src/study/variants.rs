@@ -90,6 +90,9 @@ impl Variant {
 }
 
 const META_STATE: &str = "arch=meta-state";
+const DIAGNOSTICS: &str = "diagnostics=true";
+const PAPER: &str = "model.meta_state=paper";
+const PER_HEAD: &str = "model.meta_state.oms=per-head";
 
 const fn option(
     name: &'static str,
@@ -117,8 +120,8 @@ pub const VARIANTS: &[Variant] = &[
     },
     Variant {
         name: "paper",
-        settings: &[META_STATE, "model.meta_state=paper"],
-        description: "the equations read literally, one W_oms for all heads",
+        settings: &[META_STATE, PAPER, DIAGNOSTICS],
+        description: "Meta-State, the equations read literally, one W_oms for all heads",
         equal_parameters: Some(Enlarged {
             reverse: &[
                 "model.n_layer=4",
@@ -132,70 +135,183 @@ pub const VARIANTS: &[Variant] = &[
     },
     Variant {
         name: "practical",
-        settings: &[META_STATE, "model.meta_state=practical"],
-        description: "a W_oms for each head",
+        settings: &[META_STATE, "model.meta_state=practical", DIAGNOSTICS],
+        description: "a W_oms for each head and a soft norm: z times 1/16, epsilon 1",
         equal_parameters: Some(PRACTICAL),
     },
     Variant {
         name: "learned",
-        settings: &[META_STATE, r#"model.meta_state.sse="learned""#],
+        settings: &[
+            META_STATE,
+            "model.meta_state=practical",
+            r#"model.meta_state.sse="learned""#,
+            DIAGNOSTICS,
+        ],
         description: "practical with a learned matrix in the place of the state",
         equal_parameters: Some(PRACTICAL),
     },
     option(
+        "bare",
+        &["model.ffn_size=1"],
+        "RWKV-7 with channel mixing of a single unit: time mixing and next to nothing",
+    ),
+    option(
+        "per-head",
+        &[META_STATE, PAPER, PER_HEAD],
+        "paper with a W_oms for each head",
+    ),
+    option(
+        "per-head-learned",
+        &[
+            META_STATE,
+            PAPER,
+            PER_HEAD,
+            r#"model.meta_state.sse="learned""#,
+        ],
+        "per-head with a learned matrix in the place of the state",
+    ),
+    option(
         "self-key",
-        &[META_STATE, r#"model.meta_state.removal="self""#],
-        "practical, z itself is the removal key",
+        &[
+            META_STATE,
+            PAPER,
+            PER_HEAD,
+            r#"model.meta_state.removal="self""#,
+        ],
+        "per-head, z itself is the removal key",
     ),
     option(
         "centered",
-        &[META_STATE, "model.meta_state.center=true"],
-        "practical, z without its mean",
+        &[META_STATE, PAPER, PER_HEAD, "model.meta_state.center=true"],
+        "per-head, z without its mean",
     ),
     option(
         "shift",
-        &[META_STATE, "model.meta_state.token_shift=true"],
-        "practical with token shift",
+        &[
+            META_STATE,
+            PAPER,
+            PER_HEAD,
+            "model.meta_state.token_shift=true",
+        ],
+        "per-head with token shift",
     ),
     option(
         "affine",
-        &[META_STATE, "model.meta_state.norm_affine=true"],
-        "practical, the layer norm with scale and shift",
+        &[
+            META_STATE,
+            PAPER,
+            PER_HEAD,
+            "model.meta_state.norm_affine=true",
+        ],
+        "per-head, the layer norm with scale and shift",
     ),
     option(
         "l2",
-        &[META_STATE, r#"model.meta_state.scale="l2""#],
-        "practical, z of length 1",
+        &[
+            META_STATE,
+            PAPER,
+            PER_HEAD,
+            r#"model.meta_state.scale="l2""#,
+        ],
+        "per-head, z of length 1",
     ),
     option(
         "key-side",
-        &[META_STATE, r#"model.meta_state.side="key""#],
-        "practical, the state read along its other axis",
+        &[
+            META_STATE,
+            PAPER,
+            PER_HEAD,
+            r#"model.meta_state.side="key""#,
+        ],
+        "per-head, the state read along its other axis",
+    ),
+    option(
+        "key-side-l2",
+        &[
+            META_STATE,
+            PAPER,
+            PER_HEAD,
+            r#"model.meta_state.side="key""#,
+            r#"model.meta_state.scale="l2""#,
+        ],
+        "key-side, z of length 1",
     ),
     option(
         "low-rank",
-        &[META_STATE, r#"model.meta_state.sse={"low-rank":8}"#],
-        "practical, 8 learned combinations of the state's rows are read",
+        &[
+            META_STATE,
+            PAPER,
+            PER_HEAD,
+            r#"model.meta_state.sse={"low-rank":8}"#,
+        ],
+        "per-head, 8 learned combinations of the state's rows are read",
     ),
     option(
         "top-left",
-        &[META_STATE, r#"model.meta_state.sse={"top-left":16}"#],
-        "practical, 16 rows and columns of the state are read",
+        &[
+            META_STATE,
+            PAPER,
+            PER_HEAD,
+            r#"model.meta_state.sse={"top-left":16}"#,
+        ],
+        "per-head, 16 rows and columns of the state are read",
     ),
     option(
         "head-mixed",
-        &[META_STATE, r#"model.meta_state.sse="head-mixed""#],
-        "practical, heads share what they read",
+        &[
+            META_STATE,
+            PAPER,
+            PER_HEAD,
+            r#"model.meta_state.sse="head-mixed""#,
+        ],
+        "per-head, heads share what they read",
     ),
     option(
         "constant",
-        &[META_STATE, r#"model.meta_state.scale={"constant":0.03125}"#],
-        "practical, z times 1/32",
+        &[
+            META_STATE,
+            PAPER,
+            PER_HEAD,
+            r#"model.meta_state.scale={"constant":0.03125}"#,
+        ],
+        "per-head, z times 1/32",
     ),
     option(
         "detached",
-        &[META_STATE, "model.meta_state.detach_decay=true"],
-        "practical, no gradient from ms to decay, removal key and in-context rate",
+        &[
+            META_STATE,
+            PAPER,
+            PER_HEAD,
+            "model.meta_state.detach_decay=true",
+        ],
+        "per-head, no gradient from ms to decay, removal key and in-context rate",
+    ),
+    option(
+        "practical-shared",
+        &[
+            META_STATE,
+            "model.meta_state=practical",
+            r#"model.meta_state.oms="shared""#,
+        ],
+        "practical with one W_oms for all heads",
+    ),
+    option(
+        "practical-key-side",
+        &[
+            META_STATE,
+            "model.meta_state=practical",
+            r#"model.meta_state.side="key""#,
+        ],
+        "practical, the state read along its other axis",
+    ),
+    option(
+        "practical-shift",
+        &[
+            META_STATE,
+            "model.meta_state=practical",
+            "model.meta_state.token_shift=true",
+        ],
+        "practical with token shift",
     ),
 ];
 

@@ -14,7 +14,7 @@ use super::*;
 
 const VARIANTS: [&str; 16] = [
     "paper",
-    "practical",
+    "per-head",
     "key-side",
     "top-left",
     "low-rank",

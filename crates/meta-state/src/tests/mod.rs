@@ -16,10 +16,14 @@ use crate::{MetaStateConfig, MetaStateModelConfig, Oms, Removal, Scale, Side, Ss
 
 /// Every option by itself, and some together.
 fn variants() -> Vec<(&'static str, MetaStateConfig)> {
-    let base = MetaStateConfig::practical;
+    let base = || MetaStateConfig {
+        oms: Oms::PerHead,
+        ..MetaStateConfig::paper()
+    };
     vec![
         ("paper", MetaStateConfig::paper()),
-        ("practical", base()),
+        ("per-head", base()),
+        ("practical", MetaStateConfig::practical()),
         (
             "top-left",
             MetaStateConfig {

@@ -65,6 +65,7 @@ pub fn config<S: SecondHalfConfig>(
         shapes
             .get("blocks.0.att.v1")
             .and_then(|shape| shape.last().copied())
+            .or_else(|| Some(about?.config.get("value_rank")?.as_u64()? as usize))
             .unwrap_or(fresh.value_rank)
     };
     if !problems.is_empty() {
