@@ -17,10 +17,13 @@
 //! All dimensions come from the shapes of the tensors.
 
 mod error;
+mod fla;
 mod infer;
 mod model;
 mod names;
+mod parameters;
 mod read;
+mod second_half;
 mod write;
 
 use std::{
@@ -33,10 +36,10 @@ use burn::tensor::{DType, TensorData};
 use burn_store::{bridge, burn_pack::Tensor as PackTensor};
 
 pub use error::CheckpointError;
-pub use model::{
-    Replaced, config_json, expected_tensors, initial_tensor, load, save, save_tensors,
-};
+pub use model::{config_json, load, save, save_tensors};
 pub use names::Flavour;
+pub use parameters::{expected_tensors, initial_tensor};
+pub use second_half::Replaced;
 
 use crate::{Rwkv7Config, config::SecondHalfConfig, layers::SecondHalf};
 
@@ -97,7 +100,7 @@ impl Checkpoint {
             });
         }
         let about = match flavour {
-            Flavour::Fla => model::about_fla(path)?,
+            Flavour::Fla => fla::about(path)?,
             _ => opened.about.or_else(|| About::beside(path)),
         };
         Ok(Self {

@@ -1,0 +1,96 @@
+//! The `config.json` of flash-linear-attention, reference `rwkv7.md` 2.3.
+
+use std::path::Path;
+
+use burn::tensor::DType;
+use burn_store::burn_pack::Tensor as PackTensor;
+
+use crate::{Rwkv7Config, config::SecondHalfConfig, layers::ChannelMixConfig};
+
+use super::{CheckpointError, read::About};
+
+/// What is written beside these tensors.
+pub(super) fn config<S: SecondHalfConfig>(
+    config: &Rwkv7Config<S>,
+    tensors: &[PackTensor],
+) -> serde_json::Value {
+    let width = config.n_embd;
+    let ffn = tensors
+        .iter()
+        .find(|t| t.name.ends_with("layers.0.ffn.key.weight"))
+        .and_then(|t| t.shape.iter().next().copied())
+        .unwrap_or(4 * width);
+    serde_json::json!({
+        "model_type": "rwkv7",
+        "architectures": ["RWKV7ForCausalLM"],
+        "attn": null,
+        "attn_mode": "chunk",
+        "hidden_size": width,
+        "hidden_ratio": ffn as f64 / width as f64,
+        "intermediate_size": ffn,
+        "num_hidden_layers": config.n_layer,
+        "head_dim": config.head_size,
+        "num_heads": config.n_head(),
+        "decay_low_rank_dim": config.decay_rank,
+        "gate_low_rank_dim": config.gate_rank,
+        "a_low_rank_dim": config.in_context_rank,
+        "v_low_rank_dim": config.value_rank,
+        "hidden_act": "sqrelu",
+        "norm_first": config.embedding_norm,
+        "norm_bias": true,
+        "norm_eps": config.layer_norm_eps,
+        GROUP_NORM_EPS: config.group_norm_eps,
+        "value_dim": vec![width; config.n_layer],
+        "vocab_size": config.vocab_size,
+        "tie_word_embeddings": false,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+        "fuse_norm": true,
+        "fuse_cross_entropy": true,
+        "initializer_range": 0.006,
+        "torch_dtype": tensors.first().map_or("float32", |t| match t.dtype {
+            DType::BF16 => "bfloat16",
+            DType::F16 => "float16",
+            _ => "float32",
+        }),
+        "use_cache": true,
+    })
+}
+
+/// What the `config.json` beside flash-linear-attention's tensors says of the epsilons. Its group norm's is derived from the
+/// head size; files of ours that differ from that say so.
+pub(super) fn about(path: &Path) -> Result<Option<About>, CheckpointError> {
+    let folder = if path.is_dir() {
+        Some(path)
+    } else {
+        path.parent()
+    };
+    let Some(file) = folder
+        .map(|f| f.join("config.json"))
+        .filter(|f| f.is_file())
+    else {
+        return Ok(None);
+    };
+    let wrong = |reason: String| CheckpointError::ConfigFile {
+        path: file.clone(),
+        reason,
+    };
+    let text = std::fs::read_to_string(&file).map_err(|e| wrong(e.to_string()))?;
+    let json: serde_json::Value = serde_json::from_str(&text).map_err(|e| wrong(e.to_string()))?;
+    let number = |key: &str| json.get(key).and_then(serde_json::Value::as_f64);
+    let Some((layer, head)) = number("norm_eps").zip(number("head_dim")) else {
+        return Ok(None);
+    };
+    let group = number(GROUP_NORM_EPS).unwrap_or(layer * head);
+    let config = [("layer_norm_eps", layer), (GROUP_NORM_EPS, group)];
+    Ok(Some(About {
+        architecture: ChannelMixConfig::ARCHITECTURE.into(),
+        config: config
+            .map(|(key, value)| (key.into(), value.into()))
+            .into_iter()
+            .collect(),
+    }))
+}
+
+/// Our key in flash-linear-attention's `config.json`.
+const GROUP_NORM_EPS: &str = "group_norm_eps";

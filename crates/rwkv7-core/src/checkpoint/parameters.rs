@@ -1,0 +1,125 @@
+//! The parameters that a configuration asks for: names, shapes, initial values, without making a model.
+
+use std::collections::BTreeMap;
+
+use burn::{
+    module::{Module, ModuleVisitor, Param},
+    tensor::{Device, Tensor, TensorData},
+};
+
+use crate::{Rwkv7Config, config::SecondHalfConfig, layers::SecondHalf};
+
+use super::model::second_half_name;
+
+/// The initial value of one tensor of a model, by its official name and in its official layout; no other is made.
+pub fn initial_tensor<S: SecondHalfConfig>(
+    config: &Rwkv7Config<S>,
+    name: &str,
+    seed: u64,
+) -> Option<TensorData> {
+    struct Find<'a> {
+        names: Names,
+        wanted: &'a str,
+        second_half: &'static str,
+        found: Option<TensorData>,
+    }
+    impl ModuleVisitor for Find<'_> {
+        fn enter_module(&mut self, name: &str, container: &str) {
+            self.names.enter(name, container);
+        }
+
+        fn exit_module(&mut self, _name: &str, _container: &str) {
+            self.names.exit();
+        }
+
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            if self.names.official(self.second_half) == self.wanted {
+                let value = param.val();
+                let value = if self.names.is_linear() && D == 2 {
+                    value.transpose()
+                } else {
+                    value
+                };
+                self.found = Some(value.into_data());
+            }
+        }
+    }
+    let mut find = Find {
+        names: Names::default(),
+        wanted: name,
+        second_half: S::Layer::NAME,
+        found: None,
+    };
+    config.init(&Device::default(), seed).visit(&mut find);
+    find.found
+}
+
+/// The path to a parameter while a module is visited.
+#[derive(Default)]
+struct Names {
+    path: Vec<String>,
+    containers: Vec<String>,
+}
+
+impl Names {
+    fn enter(&mut self, name: &str, container: &str) {
+        self.path.push(name.to_string());
+        self.containers.push(container.to_string());
+    }
+
+    fn exit(&mut self) {
+        self.path.pop();
+        self.containers.pop();
+    }
+
+    /// Whether it belongs to a linear layer, whose weights are transposed officially.
+    fn is_linear(&self) -> bool {
+        self.containers.iter().any(|c| c.ends_with(":Linear"))
+    }
+
+    fn official(&self, second_half: &str) -> String {
+        let name = self.path.join(".");
+        let name = match name.rsplit_once('.') {
+            Some((path, "gamma")) => format!("{path}.weight"),
+            Some((path, "beta")) => format!("{path}.bias"),
+            _ => name,
+        };
+        second_half_name(&name, "ffn", second_half)
+    }
+}
+
+/// Official name and shape of every tensor of a model, without making its initial values.
+pub fn expected_tensors<S: SecondHalfConfig>(
+    config: &Rwkv7Config<S>,
+) -> BTreeMap<String, Vec<usize>> {
+    struct Shapes {
+        names: Names,
+        second_half: &'static str,
+        found: BTreeMap<String, Vec<usize>>,
+    }
+    impl ModuleVisitor for Shapes {
+        fn enter_module(&mut self, name: &str, container: &str) {
+            self.names.enter(name, container);
+        }
+
+        fn exit_module(&mut self, _name: &str, _container: &str) {
+            self.names.exit();
+        }
+
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            let mut shape: Vec<usize> = param.lazy_shape().iter().copied().collect();
+            if self.names.is_linear() && D == 2 {
+                shape.reverse();
+            }
+            self.found
+                .insert(self.names.official(self.second_half), shape);
+        }
+    }
+    let mut shapes = Shapes {
+        names: Names::default(),
+        second_half: S::Layer::NAME,
+        found: BTreeMap::new(),
+    };
+    config.init(&Device::default(), 0).visit(&mut shapes);
+    shapes.found
+}

@@ -1,0 +1,86 @@
+//! Other second halves in the same model.
+
+use std::path::Path;
+
+use burn::tensor::{DType, Device};
+use burn_store::{BurnToPyTorchAdapter, ModuleSnapshot, burn_pack::Tensor as PackTensor};
+
+use crate::{Rwkv7Config, config::SecondHalfConfig, init::LayerInit, layers::SecondHalf};
+
+use super::{
+    Checkpoint, CheckpointError, Format,
+    model::{second_half_name, write},
+    write::cast,
+};
+
+/// What a change of second halves left out and put in, as tensor names.
+#[derive(Clone, Debug, Default)]
+pub struct Replaced {
+    /// Tensors of the old second halves.
+    pub dropped: Vec<String>,
+    /// Tensors of the new ones.
+    pub added: Vec<String>,
+}
+
+impl Checkpoint {
+    /// Writes the model of configuration `from` with other second halves, at their initial values; all else is kept.
+    ///
+    /// # Errors
+    ///
+    /// As [`Checkpoint::save`]; then nothing is written.
+    pub fn save_with_second_half<S: SecondHalfConfig, T: SecondHalfConfig>(
+        &self,
+        from: &Rwkv7Config<S>,
+        second_half: T,
+        path: &Path,
+        format: Format,
+        dtype: Option<DType>,
+    ) -> Result<Replaced, CheckpointError> {
+        let to = from.with_second_half(second_half);
+        to.validate().map_err(|source| CheckpointError::Config {
+            path: path.to_path_buf(),
+            source,
+        })?;
+        self.check(from)?;
+        let is_old = |tensor: &PackTensor| {
+            let renamed = second_half_name(&tensor.name, S::Layer::NAME, "");
+            renamed != tensor.name
+        };
+        let (old, mut tensors): (Vec<_>, Vec<_>) =
+            self.named_for::<S>().into_iter().partition(is_old);
+        for tensor in &tensors {
+            tensor.to_bytes().map_err(|e| self.damaged(e.to_string()))?;
+        }
+        let mut new = second_halves(&to);
+        let dtypes: Vec<DType> = old.iter().map(|tensor| tensor.dtype).collect();
+        if let Some(&first) = dtypes.first() {
+            new = new.into_iter().map(|t| cast(t, Some(first))).collect();
+        }
+        let names = |tensors: &[PackTensor]| tensors.iter().map(|t| t.name.clone()).collect();
+        let replaced = Replaced {
+            dropped: names(&old),
+            added: names(&new),
+        };
+        tensors.extend(new);
+        tensors.sort_by(|a, b| a.name.cmp(&b.name));
+        write(path, &to, tensors, format, dtype)?;
+        Ok(replaced)
+    }
+}
+
+/// The second halves' tensors at their initial values.
+fn second_halves<S: SecondHalfConfig>(config: &Rwkv7Config<S>) -> Vec<PackTensor> {
+    let dims = config.dims();
+    let device = Device::default();
+    let layer = |index: usize| {
+        let init = LayerInit::new(index, &dims, &device, 0);
+        let module = config.second_half.init(&dims, &init);
+        let mut tensors = module.collect(None, Some(Box::new(BurnToPyTorchAdapter)), true);
+        for tensor in &mut tensors {
+            tensor.name = format!("blocks.{index}.{}.{}", S::Layer::NAME, tensor.name);
+            tensor.param_id = None;
+        }
+        tensors
+    };
+    (0..config.n_layer).flat_map(layer).collect()
+}
