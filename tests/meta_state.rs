@@ -277,6 +277,23 @@ fn the_zoo_is_listed_and_trained_by_name() {
         &["generate", "--model", "150m-rwkv7"],
         &["without weights", "model.preset=150m-rwkv7"],
     );
+    for name in ["reverse-rwkv7", "reverse-meta-state"] {
+        let ask = [
+            "generate",
+            "--model",
+            name,
+            "--prompt",
+            "31415,",
+            "--temperature",
+            "0",
+        ];
+        assert_eq!(place.ok(&ask).trim(), "51413", "{name}");
+        let eval = [
+            "eval", "--model", name, "--task", "reverse", "--digits", "12", "--json",
+        ];
+        let accuracy = place.json(&eval)["digit_accuracy"].as_f64().unwrap();
+        assert!(accuracy > 0.99, "{name}: {accuracy}");
+    }
     // By name, cut down to what a test can train.
     let preset = [
         "--set",

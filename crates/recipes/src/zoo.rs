@@ -39,6 +39,8 @@ macro_rules! entry {
 }
 
 const ENTRIES: &[Entry] = &[
+    entry!("reverse-rwkv7", trained),
+    entry!("reverse-meta-state", trained),
     entry!("150m-rwkv7"),
     entry!("150m-meta-state-paper"),
     entry!("150m-meta-state-practical"),

@@ -20,6 +20,8 @@ pub mod tokenizer;
 mod flex;
 mod fused;
 mod model;
+#[cfg(feature = "flex")]
+mod simd;
 mod taps;
 
 pub use config::Rwkv7Config;

@@ -1,4 +1,4 @@
-//! The functions of the [module](super) as custom operations on the CPU; the arithmetic is in [`cpu`](super::cpu).
+//! The functions of the [module](super) as custom operations on the CPU; what they are is in [`op`](super::op).
 
 use std::sync::Arc;
 
@@ -20,10 +20,8 @@ use burn::{
 
 use super::{
     KeyPreparation, Keys, ReadOut,
-    cpu::{
-        activation, adamw, cross_entropy, key_preparation, layer_norm, read_out, token_shift,
-        value_residual,
-    },
+    cpu::adamw,
+    op::{FusedOp, all, first},
 };
 use crate::{
     flex::{floats, tensor},
@@ -31,33 +29,6 @@ use crate::{
     optimizer::OptimizerConfig,
     taps::Taps,
 };
-
-/// A fused operation. Inputs are given in the order of the fields of its kernel's `Inputs`.
-#[derive(Clone, Debug)]
-pub enum FusedOp {
-    /// h, last, and one μ for each output.
-    TokenShift { outputs: usize },
-    /// Outputs are of this shape, `[batch, time, heads, head_size]`.
-    KeyPreparation { shape: Shape },
-    /// v, first, s, v0.
-    ValueResidual,
-    /// The output is of this shape, `[batch, time, C]`.
-    ReadOut {
-        shape: Shape,
-        head_size: usize,
-        epsilon: f32,
-    },
-    /// x, γ, β.
-    LayerNorm { epsilon: f32 },
-    /// x.
-    ReluSquared,
-    /// x.
-    Sigmoid,
-    /// x.
-    Tanh,
-    /// Logits `[rows, V]`.
-    CrossEntropy { targets: Arc<Vec<i64>> },
-}
 
 /// One operation of several kinds: Burn routes it to the CPU, with or without autodiff.
 #[backend_extension(Flex, Autodiff)]
@@ -240,14 +211,6 @@ fn one<const D: usize>(outputs: Vec<FloatTensor<Dispatch>>) -> Tensor<D> {
     Tensor::from_dispatch(output)
 }
 
-fn all<T, const N: usize>(tensors: Vec<T>) -> [T; N] {
-    let found = tensors.len();
-    match tensors.try_into() {
-        Ok(tensors) => tensors,
-        Err(_) => unreachable!("an operation of {N} tensors has {found}"),
-    }
-}
-
 impl FusedOps for Flex {
     fn fused(
         a: FloatTensor<Self>,
@@ -349,244 +312,6 @@ impl<const N: usize> Backward<Flex, N> for Step {
             }
         }
     }
-}
-
-impl FusedOp {
-    fn inputs(&self) -> usize {
-        match self {
-            Self::TokenShift { outputs } => 2 + outputs,
-            Self::KeyPreparation { .. } => 7,
-            Self::ValueResidual => 4,
-            Self::ReadOut { .. } => 8,
-            Self::LayerNorm { .. } => 3,
-            Self::ReluSquared | Self::Sigmoid | Self::Tanh | Self::CrossEntropy { .. } => 1,
-        }
-    }
-
-    fn outputs(&self) -> usize {
-        match self {
-            Self::TokenShift { outputs } => *outputs,
-            Self::KeyPreparation { .. } => 4,
-            _ => 1,
-        }
-    }
-
-    /// What the backward pass needs: the inputs, or for functions whose derivative is simpler by their value, that.
-    fn saved(&self, inputs: Vec<FlexTensor>, outputs: &[FlexTensor]) -> Vec<FlexTensor> {
-        match self {
-            Self::Sigmoid | Self::Tanh => outputs.to_vec(),
-            _ => inputs,
-        }
-    }
-
-    fn forward(&self, inputs: &[FlexTensor]) -> Vec<FlexTensor> {
-        let x: Vec<&[f32]> = inputs.iter().map(floats).collect();
-        let like_first = || vec![0.0; x[0].len()];
-        let mut outputs: Vec<Vec<f32>> = match self {
-            Self::CrossEntropy { targets } => vec![vec![0.0; targets.len()]],
-            _ => (0..self.outputs()).map(|_| like_first()).collect(),
-        };
-        let mut out: Vec<&mut [f32]> = outputs.iter_mut().map(Vec::as_mut_slice).collect();
-        let mut shape = inputs[0].shape();
-        match self {
-            Self::TokenShift { .. } => {
-                token_shift::forward(token_shift_inputs(&x, &shape), &mut out)
-            }
-            Self::KeyPreparation { shape: split } => {
-                let [log_w, k, a, b] = all(out);
-                let outputs = key_preparation::Outputs { log_w, k, a, b };
-                key_preparation::forward(key_inputs(&x, split[3]), outputs);
-                shape = split.clone();
-            }
-            Self::ValueResidual => value_residual::forward(residual_inputs(&x), out[0]),
-            Self::ReadOut {
-                shape: joined,
-                head_size,
-                epsilon,
-            } => {
-                read_out::forward(read_out_inputs(&x, *head_size, *epsilon), out[0]);
-                shape = joined.clone();
-            }
-            Self::LayerNorm { epsilon } => layer_norm::forward(norm_inputs(&x, *epsilon), out[0]),
-            Self::ReluSquared => activation::relu_squared(x[0], out[0]),
-            Self::Sigmoid => activation::sigmoid(x[0], out[0]),
-            Self::Tanh => activation::tanh(x[0], out[0]),
-            Self::CrossEntropy { targets } => {
-                cross_entropy::forward(x[0], targets, out[0]);
-                shape = Shape::new([targets.len()]);
-            }
-        }
-        let outputs = outputs.into_iter();
-        outputs
-            .map(|values| tensor(values, shape.clone()))
-            .collect()
-    }
-
-    /// Gradients of the inputs from those of the outputs; `inputs` is what [`saved`](Self::saved) kept.
-    fn backward(&self, inputs: &[FlexTensor], outputs: &[Option<FlexTensor>]) -> Vec<FlexTensor> {
-        let x: Vec<&[f32]> = inputs.iter().map(floats).collect();
-        let mut gradients: Vec<Vec<f32>> = x.iter().map(|x| vec![0.0; x.len()]).collect();
-        let mut g = gradients.iter_mut().map(Vec::as_mut_slice);
-        let zeros = if outputs.iter().any(Option::is_none) {
-            vec![0.0; x[0].len()]
-        } else {
-            Vec::new()
-        };
-        let d = |i: usize| match &outputs[i] {
-            Some(gradient) => floats(gradient),
-            None => zeros.as_slice(),
-        };
-        match self {
-            Self::TokenShift { .. } => {
-                let [h, last] = first(&mut g);
-                let mut mus: Vec<_> = g.collect();
-                let gradients = token_shift::Gradients {
-                    h,
-                    last,
-                    mus: &mut mus,
-                };
-                let outputs: Vec<_> = outputs.iter().map(|d| d.as_ref().map(floats)).collect();
-                let shape = inputs[0].shape();
-                token_shift::backward(token_shift_inputs(&x, &shape), &outputs, gradients);
-            }
-            Self::KeyPreparation { shape } => {
-                let [k, w_pre, a_pre, w0, a0, k_k, k_a] = first(&mut g);
-                let gradients = key_preparation::Gradients {
-                    k,
-                    w_pre,
-                    a_pre,
-                    w0,
-                    a0,
-                    k_k,
-                    k_a,
-                };
-                let outputs = key_preparation::OutputGrads {
-                    log_w: d(0),
-                    k: d(1),
-                    a: d(2),
-                    b: d(3),
-                };
-                key_preparation::backward(key_inputs(&x, shape[3]), outputs, gradients);
-            }
-            Self::ValueResidual => {
-                let [v, first, s_pre, v0] = first(&mut g);
-                let gradients = value_residual::Gradients {
-                    v,
-                    first,
-                    s_pre,
-                    v0,
-                };
-                value_residual::backward(residual_inputs(&x), d(0), gradients);
-            }
-            Self::ReadOut {
-                head_size, epsilon, ..
-            } => {
-                let [y, r, k, v, gate, r_k, gamma, beta] = first(&mut g);
-                let gradients = read_out::Gradients {
-                    y,
-                    r,
-                    k,
-                    v,
-                    gate,
-                    r_k,
-                    gamma,
-                    beta,
-                };
-                let inputs = read_out_inputs(&x, *head_size, *epsilon);
-                read_out::backward(inputs, d(0), gradients);
-            }
-            Self::LayerNorm { epsilon } => {
-                let [x_gradient, gamma, beta] = first(&mut g);
-                let gradients = layer_norm::Gradients {
-                    x: x_gradient,
-                    gamma,
-                    beta,
-                };
-                layer_norm::backward(norm_inputs(&x, *epsilon), d(0), gradients);
-            }
-            Self::ReluSquared => {
-                let [gradient] = first(&mut g);
-                activation::relu_squared_backward(x[0], d(0), gradient);
-            }
-            Self::Sigmoid => {
-                let [gradient] = first(&mut g);
-                activation::sigmoid_backward(x[0], d(0), gradient);
-            }
-            Self::Tanh => {
-                let [gradient] = first(&mut g);
-                activation::tanh_backward(x[0], d(0), gradient);
-            }
-            Self::CrossEntropy { targets } => {
-                let [gradient] = first(&mut g);
-                cross_entropy::backward(x[0], targets, d(0), gradient);
-            }
-        }
-        let shapes = inputs.iter().map(|x| x.shape());
-        let gradients = gradients.into_iter().zip(shapes);
-        gradients
-            .map(|(values, shape)| tensor(values, shape))
-            .collect()
-    }
-}
-
-fn token_shift_inputs<'a>(x: &'a [&'a [f32]], shape: &Shape) -> token_shift::Inputs<'a> {
-    token_shift::Inputs {
-        h: x[0],
-        last: x[1],
-        mus: &x[2..],
-        time: shape[1],
-    }
-}
-
-fn key_inputs<'a>(x: &[&'a [f32]], head_size: usize) -> key_preparation::Inputs<'a> {
-    key_preparation::Inputs {
-        k: x[0],
-        w_pre: x[1],
-        a_pre: x[2],
-        w0: x[3],
-        a0: x[4],
-        k_k: x[5],
-        k_a: x[6],
-        head_size,
-    }
-}
-
-fn residual_inputs<'a>(x: &[&'a [f32]]) -> value_residual::Inputs<'a> {
-    value_residual::Inputs {
-        v: x[0],
-        first: x[1],
-        s_pre: x[2],
-        v0: x[3],
-    }
-}
-
-fn read_out_inputs<'a>(x: &[&'a [f32]], head_size: usize, eps: f32) -> read_out::Inputs<'a> {
-    read_out::Inputs {
-        y: x[0],
-        r: x[1],
-        k: x[2],
-        v: x[3],
-        gate: x[4],
-        r_k: x[5],
-        gamma: x[6],
-        beta: x[7],
-        eps,
-        head_size,
-    }
-}
-
-fn norm_inputs<'a>(x: &[&'a [f32]], eps: f32) -> layer_norm::Inputs<'a> {
-    layer_norm::Inputs {
-        x: x[0],
-        gamma: x[1],
-        beta: x[2],
-        eps,
-    }
-}
-
-/// The first `N` of an iterator.
-fn first<T, const N: usize>(items: &mut impl Iterator<Item = T>) -> [T; N] {
-    all(items.by_ref().take(N).collect())
 }
 
 fn contiguous(tensors: impl Iterator<Item = FlexTensor>) -> Vec<FlexTensor> {

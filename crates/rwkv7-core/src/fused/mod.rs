@@ -8,6 +8,8 @@
 mod cpu;
 #[cfg(feature = "flex")]
 mod flex;
+#[cfg(feature = "flex")]
+mod op;
 mod plain;
 
 #[cfg(all(test, feature = "flex"))]

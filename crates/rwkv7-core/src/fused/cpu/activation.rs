@@ -5,8 +5,8 @@ use core::ops::Range;
 use pulp::Simd;
 
 use super::blocks::{Kernel, assert_len, run};
-use super::lanes::{Vector, for_lanes};
-use super::math;
+use crate::simd::lanes::{Vector, for_lanes};
+use crate::simd::math;
 
 /// `output = max(x, 0)^2`, any shape; NaN stays NaN.
 pub fn relu_squared(x: &[f32], output: &mut [f32]) {

@@ -14,7 +14,7 @@ use core::ops::Range;
 use pulp::Simd;
 
 use super::blocks::{Kernel, assert_len, run, run_wide};
-use super::lanes::{Vector, for_lanes};
+use crate::simd::lanes::{Vector, for_lanes};
 
 /// The numbers of one step.
 #[derive(Clone, Copy, Debug)]

@@ -5,8 +5,8 @@ use core::ops::Range;
 use pulp::Simd;
 
 use super::blocks::{Kernel, assert_len, row, row_mut, run, run_wide};
-use super::lanes::{Vector, for_lanes, sum_lanes};
-use super::math::exp_nonpositive;
+use crate::simd::lanes::{Vector, for_lanes, sum_lanes};
+use crate::simd::math::exp;
 
 /// Elements of a row that are read twice, for their maximum and for the sum. Longer chunks let the memory
 /// idle during the exponentials: 4096 is a third slower on long rows.
@@ -119,7 +119,7 @@ fn largest_and_sum<S: Simd>(simd: S, row: &[f32]) -> (f32, f64) {
             #[inline(always)]
             |lane| {
                 let x = lane.load(chunk) - lane.splat(shift(largest));
-                [lane.or_past_end(exp_nonpositive(x), 0.0)]
+                [lane.or_past_end(exp(x), 0.0)]
             },
         );
         sum += f64::from(part);
@@ -189,7 +189,7 @@ impl<T: Target> Kernel<[&mut [f32]; 1]> for Backward<'_, T> {
                 #[inline(always)]
                 |lane| {
                     let x = lane.load(logits) - lane.splat(shift(largest));
-                    lane.store(logits_grad, exp_nonpositive(x) * lane.splat(factor));
+                    lane.store(logits_grad, exp(x) * lane.splat(factor));
                 },
             );
             logits_grad[class(self.targets[at])] -= grad;

@@ -14,8 +14,8 @@ use core::ops::Range;
 use pulp::Simd;
 
 use super::blocks::{Kernel, assert_len, row, row_mut, run, run_with_sums};
-use super::lanes::{for_lanes, sum_lanes};
-use super::math::sigmoid;
+use crate::simd::lanes::{for_lanes, sum_lanes};
+use crate::simd::math::sigmoid;
 
 /// `-exp(-1/2)`, the lowest logarithm of the decay.
 const LOWEST_LOG_DECAY: f32 = -0.606_530_67;

@@ -5,7 +5,7 @@ use core::ops::Range;
 use pulp::Simd;
 
 use super::blocks::{Kernel, assert_len, row, row_mut, run, run_with_sums};
-use super::lanes::{for_lanes, sum_lanes};
+use crate::simd::lanes::{for_lanes, sum_lanes};
 
 /// Inputs of the layer norm.
 #[derive(Clone, Copy)]

@@ -20,5 +20,3 @@ mod blocks;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod check;
-mod lanes;
-mod math;

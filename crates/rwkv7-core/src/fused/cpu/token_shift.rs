@@ -5,7 +5,7 @@ use core::ops::Range;
 use pulp::Simd;
 
 use super::blocks::{Kernel, assert_len, row, row_mut, run, run_with_sums};
-use super::lanes::for_lanes;
+use crate::simd::lanes::for_lanes;
 
 /// Inputs of the token shift.
 #[derive(Clone, Copy)]

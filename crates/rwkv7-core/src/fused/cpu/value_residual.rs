@@ -5,8 +5,8 @@ use core::ops::Range;
 use pulp::Simd;
 
 use super::blocks::{Kernel, assert_len, row, row_mut, run, run_with_sums};
-use super::lanes::for_lanes;
-use super::math::sigmoid;
+use crate::simd::lanes::for_lanes;
+use crate::simd::math::sigmoid;
 
 /// Inputs of the value residual.
 #[derive(Clone, Copy)]

@@ -4,11 +4,11 @@ use pulp::Simd;
 
 use super::lanes::Vector;
 
-/// `exp(x)` for `x <= 0`, relative error below 2e-7; 0 below -87.3; NaN stays NaN.
+/// `exp(x)` for `x <= 88`, relative error below 2e-7; 0 below -87.3; NaN stays NaN.
 ///
 /// `exp(x) = 2^n exp(x - n ln 2)` with a polynomial of degree 6 (Cephes `expf`).
 #[inline(always)]
-pub(crate) fn exp_nonpositive<S: Simd>(x: Vector<S>) -> Vector<S> {
+pub(crate) fn exp<S: Simd>(x: Vector<S>) -> Vector<S> {
     // Adding ROUND leaves the integer `n + 127` in the low mantissa bits.
     const ROUND: f32 = 12_582_912.0 + 127.0;
     const LN2_HIGH: f32 = 0.693_359_4;
@@ -47,7 +47,7 @@ pub(crate) fn exp_nonpositive<S: Simd>(x: Vector<S>) -> Vector<S> {
 #[inline(always)]
 pub(crate) fn sigmoid<S: Simd>(x: Vector<S>) -> [Vector<S>; 2] {
     let one = x.like(1.0);
-    let e = exp_nonpositive(-x.abs());
+    let e = exp(-x.abs());
     let large = one / (one + e);
     let small = e * large;
     let zero = x.like(0.0);
@@ -67,7 +67,7 @@ pub(crate) fn tanh<S: Simd>(x: Vector<S>) -> Vector<S> {
     let size = x.abs();
     let one = x.like(1.0);
 
-    let e = exp_nonpositive(-(size + size));
+    let e = exp(-(size + size));
     let far = (one - e) / (one + e);
     let far = x.if_less(x.like(0.0), -far, far);
 
