@@ -1,5 +1,8 @@
 //! A folder in which tests run the command line.
 
+// Each test binary uses a part of it.
+#![allow(dead_code)]
+
 use std::{
     path::{Path, PathBuf},
     process::{Command, Output},

@@ -91,7 +91,7 @@ fn offset(index: &[usize], shape: &[usize]) -> usize {
     index.iter().zip(shape).fold(0, |at, (i, n)| at * n + i)
 }
 
-fn advance(index: &mut [usize], shape: &[usize]) {
+pub(crate) fn advance(index: &mut [usize], shape: &[usize]) {
     for (i, n) in index.iter_mut().zip(shape).rev() {
         *i += 1;
         if *i < *n {

@@ -5,7 +5,7 @@
 //! cargo run --release --features wgpu                  # on a GPU
 //! ```
 
-use std::{error::Error, path::Path};
+use std::error::Error;
 
 use burn::{
     module::Module,
@@ -14,9 +14,9 @@ use burn::{
     tensor::{Device, Int, Tensor, TensorData},
 };
 use meta_state::{MetaState, MetaStateConfig, MetaStateLm, MetaStateModelConfig};
+use recipes::zoo::{self, Entry};
 use rwkv7_core::{
     Rwkv7Config,
-    checkpoint::Checkpoint,
     layers::{Block, Span},
     loss,
     optimizer::OptimizerConfig,
@@ -109,9 +109,9 @@ fn train(steps: usize, device: &Device) -> (f32, f32) {
 
 /// Asks a Meta-State model of the zoo to write a number backwards.
 fn generate(number: &str, device: &Device) -> Result<String, Box<dyn Error>> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/reverse-meta-state");
-    let (_config, model): (MetaStateModelConfig, MetaStateLm) =
-        Checkpoint::open(&path)?.load(device)?;
+    let zoo = zoo::find("reverse-meta-state").and_then(Entry::weights);
+    let weights = zoo.ok_or("the zoo has no such model")??;
+    let (_config, model): (MetaStateModelConfig, MetaStateLm) = weights.load(device)?;
     let tokenizer = ByteTokenizer;
     let mut ids = vec![tokenizer.end_of_text()];
     ids.extend(tokenizer.encode(&format!("{number},"))?);

@@ -11,7 +11,7 @@ use rwkv7_core::{
     layers::ChannelMixConfig,
 };
 
-use crate::{Growable, Method, Plan, ScalingError, apply::gaussian, grow};
+use crate::{Growable, Method, Plan, Rule, ScalingError, apply::gaussian, grow};
 
 const VOCAB: usize = 17;
 const TOKENS: [i32; 19] = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9, 3, 2, 3, 8];
@@ -299,4 +299,127 @@ fn a_plan_says_what_becomes_of_every_tensor() {
     ] {
         assert!(text.contains(line), "{line} is not in\n{text}");
     }
+}
+
+/// AdamW without weight decay moves only what gets a gradient. Two steps reach what grew; a new block starts as RWKV-7's do,
+/// with an output and first low-rank factors of zero, and takes three.
+#[test]
+fn every_new_part_of_every_tensor_learns_within_three_steps() {
+    use burn::optim::GradientsParams;
+    use rwkv7_core::{loss, optimizer::OptimizerConfig};
+    fn check<S: Growable>(from: &Rwkv7Config<S>, to: &Rwkv7Config<S>) {
+        let device = Device::default().autodiff();
+        let pair = Pair::new(from, to, Method::Lossless, FloatDType::F32, 3);
+        let folder = tempfile::tempdir().unwrap();
+        let [a, b] = ["a.safetensors", "b.safetensors"].map(|name| folder.path().join(name));
+        let config = &pair.plan.to;
+        checkpoint::save(&a, config, &pair.large, Format::Official, None).unwrap();
+        let mut model = Checkpoint::open(&a)
+            .unwrap()
+            .into_model(config, &device, FloatDType::F32)
+            .unwrap();
+        let mut optimizer = OptimizerConfig {
+            weight_decay: 0.0,
+            ..OptimizerConfig::default()
+        }
+        .init();
+        let row = |from: usize| -> Tensor<2, Int> {
+            let tokens = TOKENS[from..from + 18].to_vec();
+            Tensor::from_data(TensorData::new(tokens, [1, 18]), &device)
+        };
+        let mut files = Vec::new();
+        for _ in 0..3 {
+            let (logits, _) = model.forward(row(0), None);
+            let loss = loss::cross_entropy(logits, row(1), None);
+            let grads = GradientsParams::from_grads(loss.backward(), &model);
+            model = optimizer.step(1e-3, model, grads);
+            checkpoint::save(&b, config, &model, Format::Official, None).unwrap();
+            files.push(Checkpoint::open(&b).unwrap().read_all().unwrap());
+        }
+        let before = Checkpoint::open(&a).unwrap().read_all().unwrap();
+        for step in &pair.plan.steps {
+            // Of the embedding only the rows of the tokens read.
+            if step.name == "emb.weight" {
+                continue;
+            }
+            let values = |data: &TensorData| data.iter::<f32>().collect::<Vec<_>>();
+            let after = match step.rule {
+                Rule::Fresh => &files[2],
+                _ => &files[1],
+            };
+            let (before, after) = (values(&before[&step.name]), values(&after[&step.name]));
+            let mut index = vec![0; step.to.len()];
+            let (mut new, mut moved) = (0, 0);
+            for (a, b) in before.iter().zip(&after) {
+                let old = !step.from.is_empty() && index.iter().zip(&step.from).all(|(i, n)| i < n);
+                if !old {
+                    new += 1;
+                    moved += usize::from(a != b);
+                }
+                crate::apply::advance(&mut index, &step.to);
+            }
+            assert!(
+                2 * moved >= new,
+                "{}: {moved} of {new} new entries",
+                step.name
+            );
+        }
+    }
+    let (from, to) = (base(2, 2), base(3, 4));
+    let to = Rwkv7Config {
+        decay_rank: 7,
+        in_context_rank: 5,
+        value_rank: 8,
+        gate_rank: 6,
+        second_half: ChannelMixConfig { ffn_size: 40 },
+        ..to
+    };
+    check(&from, &to);
+    for half in [MetaStateConfig::paper(), MetaStateConfig::practical()] {
+        check(
+            &from.with_second_half(half.clone()),
+            &to.with_second_half(half),
+        );
+    }
+}
+
+/// Reference B.10: what looks like growth and is not.
+#[test]
+fn the_naive_ways_change_the_outputs() {
+    let (from, to) = (base(2, 2), base(2, 3));
+    let pair = Pair::new(&from, &to, Method::Lossless, FloatDType::F64, 5);
+    let expected = values(pair.small.forward(row(&TOKENS), None).0);
+    let logits = |model: &Rwkv7<rwkv7_core::layers::ChannelMix>| {
+        difference(&values(model.forward(row(&TOKENS), None).0), &expected)
+    };
+    assert!(logits(&pair.large) < 1e-10);
+
+    // New channels of the lifted embedding zero instead of the mean.
+    let mut naive = pair.large.clone();
+    let lift = naive.blocks[0].lift.as_mut().unwrap();
+    lift.weight = lift.weight.clone().map(|w| {
+        let [width, new] = w.dims();
+        let zeros = Tensor::zeros([width, new - 16], (&w.device(), w.dtype()));
+        Tensor::cat(vec![w.narrow(1, 0, 16), zeros], 1)
+    });
+    assert!(logits(&naive) > 0.01);
+
+    // Layer norms as they were.
+    let mut naive = pair.large.clone();
+    for block in &mut naive.blocks {
+        block.ln1.gamma = block.ln1.gamma.clone().map(|w| w * pair.plan.scale());
+    }
+    assert!(logits(&naive) > 0.01);
+
+    // New heads that write at once.
+    let mut naive = pair.large;
+    for block in &mut naive.blocks {
+        block.att.output.weight = block
+            .att
+            .output
+            .weight
+            .clone()
+            .map(|w| w.clone() + w.flip([0, 1]) * 0.1);
+    }
+    assert!(logits(&naive) > 0.01);
 }
