@@ -59,19 +59,18 @@ fn grow(
     };
     let deviation = deviation(old);
     let mut index = vec![0; to.len()];
-    let mut out = Vec::with_capacity(to.iter().product());
-    for flat in 0..to.iter().product::<usize>() {
-        let new = new_of(&index, from, axes);
-        out.push(match new {
+    let entry = |flat: usize| {
+        let value = match new_of(&index, from, axes) {
             None => scale * old.data[offset(&index, from)],
             Some(New::Zero) => 0.0,
             Some(New::Mean) => scale * mean(&index, old, axes),
             Some(New::Random) => deviation * gaussian(seed, flat as u64),
             Some(New::Initial) => initial[flat],
-        });
+        };
         advance(&mut index, to);
-    }
-    out
+        value
+    };
+    (0..to.iter().product()).map(entry).collect()
 }
 
 /// Where an entry comes from: none for an old one.

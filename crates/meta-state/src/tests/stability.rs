@@ -189,7 +189,7 @@ fn training_stays_finite() {
                 let token = |i: usize| {
                     let noise = (step * 7919 + i * 104_729) % 1_000_003 % vocab;
                     let pattern = (step + i) * 3 % vocab;
-                    if i % 2 == 0 {
+                    if i.is_multiple_of(2) {
                         pattern as i32
                     } else {
                         noise as i32

@@ -192,7 +192,9 @@ fn write<S: Growable>(
     let (_, small) = source.open()?.load::<S>(device)?;
     let (_, large) = Checkpoint::open(path)?.load::<S>(device)?;
     let difference = Difference::between(&small, &large, tokens);
-    if args.method == cli::Method::Lossless && !(difference.largest <= TOLERANCE) {
+    // NaN is not lossless either.
+    let lossless = difference.largest.is_finite() && difference.largest <= TOLERANCE;
+    if args.method == cli::Method::Lossless && !lossless {
         return Err(GrowError::NotLossless {
             output: args.output.display().to_string(),
             largest: difference.largest,

@@ -227,10 +227,10 @@ fn growth_in_two_stages_loses_nothing() {
     let stages = [base(1, 2), base(2, 3), base(4, 5)];
     let small = shaken(stages[0].init(&device, 0), 0, FloatDType::F64);
     checkpoint::save(&file(0), &stages[0], &small, Format::Official, None).unwrap();
-    for i in 1..3 {
+    for (i, target) in stages.iter().enumerate().skip(1) {
         let source = Checkpoint::open(&file(i - 1)).unwrap();
         let from: Rwkv7Config = source.config().unwrap();
-        let plan = Plan::new(&from, &stages[i], Method::Lossless).unwrap();
+        let plan = Plan::new(&from, target, Method::Lossless).unwrap();
         grow(&source, &plan, &file(i), Format::Official, None, 0).unwrap();
     }
     let last = Checkpoint::open(&file(2)).unwrap();
