@@ -85,7 +85,7 @@ fn growth_that_cannot_be_is_refused_and_nothing_is_written() {
         "150m-meta-state-paper",
         &["meta-state", "rwkv7", "convert --arch"],
     );
-    // Every value is scaled where the width grows, and bf16 rounds it.
+    // Every value is scaled where the width grows, and bf16 rounds it; f32, the default, does not.
     place.fails(
         &[
             "grow",
@@ -98,6 +98,15 @@ fn growth_that_cannot_be_is_refused_and_nothing_is_written() {
         ],
         &["not lossless", "--dtype f32"],
     );
+    let half = golden("tiny-c.pth");
+    place.ok(&[
+        "grow",
+        &half,
+        "wide.safetensors",
+        "--to",
+        r#"{"n_embd": 96}"#,
+    ]);
+    std::fs::remove_file(place.path("wide.safetensors")).unwrap();
     let plan = place.ok(&[
         "grow",
         &model,

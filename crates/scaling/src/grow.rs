@@ -35,9 +35,9 @@ pub fn grow<S: Growable>(
     dtype: Option<DType>,
     seed: u64,
 ) -> Result<(), ScalingError> {
-    let tensors = tensors(source, plan, seed)?;
+    let tensors = tensors(source, plan, dtype, seed)?;
     Ok(checkpoint::save_tensors(
-        path, &plan.to, tensors, format, dtype,
+        path, &plan.to, tensors, format, None,
     )?)
 }
 
@@ -45,6 +45,7 @@ pub fn grow<S: Growable>(
 fn tensors<S: Growable>(
     source: &Checkpoint,
     plan: &Plan<S>,
+    dtype: Option<DType>,
     seed: u64,
 ) -> Result<Vec<burn_pack::Tensor>, ScalingError> {
     let old = source.tensors(&plan.from)?;
@@ -52,7 +53,9 @@ fn tensors<S: Growable>(
     let default = find("emb.weight").map_or(DType::F32, |tensor| tensor.dtype);
     let tensor = |step: &Step| {
         let source = step.source.as_deref().and_then(find);
-        let dtype = source.as_ref().map_or(default, |tensor| tensor.dtype);
+        // Rounded once, to the dtype that is written.
+        let own = source.as_ref().map_or(default, |tensor| tensor.dtype);
+        let dtype = dtype.unwrap_or(own);
         let shape = Shape::from(step.to.clone());
         let length = shape.num_elements() * dtype.size();
         let (config, scale, step) = (plan.to.clone(), plan.scale(), step.clone());
