@@ -440,6 +440,11 @@ fn a_full_disk_leaves_the_old_file() {
         &["convert", &model, "disk/out.safetensors"],
         &["out.safetensors", "cannot be written", "No space"],
     );
+    let to = r#"{"n_embd": 64}"#;
+    place.fails(
+        &["grow", &model, "disk/out.safetensors", "--to", to],
+        &["out.safetensors", "cannot be written", "No space"],
+    );
     let train = place.run(&train(&["--set", "steps=5", "--out", "disk/run"]));
     let kept = std::fs::read(disk.join("out.safetensors")).unwrap();
     let half_written = place

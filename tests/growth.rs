@@ -75,7 +75,11 @@ fn growth_that_cannot_be_is_refused_and_nothing_is_written() {
         r#"{"n_embd": 40}"#,
         &["n_embd", "multiple of head_size = 16"],
     );
-    fails(r#"{"head_size": 32}"#, &["head_size", "number of heads"]);
+    fails(r#"{"head_size": 8}"#, &["head_size", "only grow"]);
+    fails(
+        r#"{"head_size": 24, "n_embd": 48}"#,
+        &["att.ln_x", "number of heads", "--inexact"],
+    );
     fails(r#"{"n_heads": 3}"#, &["n_heads"]);
     fails(
         "nowhere.json",
@@ -117,4 +121,76 @@ fn growth_that_cannot_be_is_refused_and_nothing_is_written() {
     ]);
     assert!(plan.contains("initial values"), "{plan}");
     assert!(!place.path("x.safetensors").exists());
+}
+
+#[test]
+fn a_wider_rwkv7_without_a_new_tensor_runs_in_other_software() {
+    let place = Place::new();
+    let grow = [
+        "grow",
+        &golden("tiny-b.pth"),
+        "wide.safetensors",
+        "--to",
+        r#"{"n_embd": 64, "head_size": 32}"#,
+        "--paired",
+        "--json",
+    ];
+    let report = place.json(&grow);
+    assert!(
+        report["difference"]["largest"].as_f64().unwrap() < 1e-4,
+        "{report}"
+    );
+    let config = &place.json(&["inspect", "wide.safetensors", "--json"])["config"];
+    assert!(config.get("embed_width").is_none(), "{config}");
+    place.ok(&["convert", "wide.safetensors", "hf", "--format", "hf"]);
+    // A lift is known here and nowhere else.
+    let lifted = ["grow", &golden("tiny-b.pth"), "lifted.safetensors", "--to"];
+    place.ok(&[&lifted[..], &[r#"{"n_embd": 48}"#]].concat());
+    place.fails(
+        &["convert", "lifted.safetensors", "hf", "--format", "hf"],
+        &["a width of its own"],
+    );
+}
+
+#[test]
+fn methods_are_compared_on_a_text() {
+    let place = Place::new();
+    place.ok(&train(&["--set", "steps=10", "--out", "small"]));
+    place.write("text", "31415,51413\n2718,8172\n");
+    let kl = |method: &str| {
+        let to = r#"{"n_embd": 48, "n_layer": 2}"#;
+        let grow = ["grow", "small", "large.safetensors", "--to", to, "--json"];
+        let report = place.json(&[&grow[..], &["--method", method, "--text", "text"]].concat());
+        report["difference"]["kl"].as_f64().unwrap()
+    };
+    assert!(kl("lossless").abs() < 1e-5);
+    for method in ["stack", "paper", "shrink-perturb"] {
+        assert!(kl(method) > 1e-3, "{method}");
+    }
+    let to = r#"{"n_layer": 2}"#;
+    let grow = ["grow", "small", "x.safetensors", "--to", to, "--text"];
+    place.fails(&[&grow[..], &["nowhere"]].concat(), &["--text", "nowhere"]);
+}
+
+/// Killed in the middle, it leaves the source as it was and nothing under the output's name.
+#[test]
+fn an_interrupted_growth_leaves_no_half_file() {
+    let place = Place::new();
+    let model = golden("tiny-b.pth");
+    let before = std::fs::read(&model).unwrap();
+    let to = r#"{"n_embd": 2048, "n_layer": 12}"#;
+    let mut child = place
+        .command(&["grow", &model, "large.safetensors", "--to", to])
+        .spawn()
+        .unwrap();
+    let started = std::time::Instant::now();
+    // Until it writes.
+    while place.files().is_empty() && started.elapsed().as_secs() < 60 {
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    assert!(child.try_wait().unwrap().is_none(), "it has ended already");
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(!place.path("large.safetensors").exists());
+    assert_eq!(std::fs::read(&model).unwrap(), before);
 }

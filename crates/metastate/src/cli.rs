@@ -43,7 +43,7 @@ pub struct OnDevice {
 
 #[derive(Args)]
 pub struct Train {
-    /// A built-in recipe (reverse, shakespeare-char, text) or a JSON file.
+    /// A built-in recipe (reverse, shakespeare-char, text, grow, grow-stepwise) or a JSON file.
     #[arg(long, value_name = "NAME|FILE.json", default_value = "reverse")]
     pub recipe: String,
     /// Text to train on: files or folders of .txt, .md, .jsonl, also .gz and .zst. Replaces the recipe's.
@@ -230,6 +230,10 @@ pub enum Method {
     Lossless,
     /// New layers are copies of old ones; the outputs change.
     Stack,
+    /// The Meta-State paper's recipe: old entries as they are among those of a new model; the outputs change.
+    Paper,
+    /// Old matrices shrunk and added to those of a new model; the outputs change.
+    ShrinkPerturb,
 }
 
 #[derive(Args)]
@@ -255,6 +259,19 @@ pub struct Grow {
     /// Print what becomes of every tensor, and write nothing.
     #[arg(long)]
     pub plan: bool,
+    /// Make an RWKV-7 wider with no new tensor, so that other software can run it: new channels of the embedding come in pairs
+    /// of opposite sign.
+    #[arg(long)]
+    pub paired: bool,
+    /// Grow even where that changes what the model computes.
+    #[arg(long)]
+    pub inexact: bool,
+    /// A text that both models read for the comparison, instead of tokens from all over the vocabulary.
+    #[arg(long, value_name = "PATH", conflicts_with = "no_verify")]
+    pub text: Option<PathBuf>,
+    /// The text's tokenizer. Default: the one that the model was trained with.
+    #[arg(long, value_name = "byte|PATH", requires = "text")]
+    pub tokenizer: Option<String>,
     /// Do not compare the logits of both models.
     #[arg(long)]
     pub no_verify: bool,

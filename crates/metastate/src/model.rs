@@ -1,16 +1,8 @@
 //! Models and tokenizers as the command line names them.
 
-use std::{
-    fmt,
-    path::{Path, PathBuf},
-};
-
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use recipes::zoo::{self, Entry};
-use rwkv7_core::{
-    checkpoint::{Checkpoint, CheckpointError},
-    tokenizer::{self, Tokenizer},
-};
+use recipes::zoo::Source;
+use rwkv7_core::tokenizer::{self, Tokenizer};
 
 /// What is wrong with what a user put together.
 #[derive(Debug, thiserror::Error)]
@@ -22,17 +14,6 @@ pub enum ModelError {
     NoTokenizer {
         /// The model.
         model: String,
-    },
-    /// A model of the zoo that is only a configuration.
-    #[error(
-        "{name} is a configuration without weights: train it with --set model.preset={name}; trained models of the zoo: \
-         {trained}"
-    )]
-    Untrained {
-        /// The model.
-        name: &'static str,
-        /// Those with weights.
-        trained: String,
     },
     /// The tokenizer has ids that the model has no embedding for.
     #[error(
@@ -63,98 +44,42 @@ pub enum ModelError {
     },
 }
 
-/// Where a model comes from.
-pub enum Source {
-    /// A file or folder.
-    Path(PathBuf),
-    /// A trained model of the zoo.
-    Zoo(&'static Entry),
+/// The tokenizer in the recipe of the training run that made the model.
+fn recorded_tokenizer(source: &Source) -> Option<String> {
+    let recipe = match source {
+        Source::Zoo(entry) => entry.recipe()?.to_string(),
+        Source::Path(path) => {
+            let folder = if path.is_dir() { path } else { path.parent()? };
+            std::fs::read_to_string(folder.join("recipe.json")).ok()?
+        }
+    };
+    let recipe: serde_json::Value = serde_json::from_str(&recipe).ok()?;
+    Some(recipe.get("tokenizer")?.as_str()?.to_string())
 }
 
-impl Source {
-    /// A zoo name, or else a path.
-    pub fn find(name: &Path) -> Result<Self, ModelError> {
-        let entry = name.to_str().and_then(zoo::find);
-        match entry {
-            Some(entry) if !name.exists() => match entry.recipe() {
-                Some(_) => Ok(Self::Zoo(entry)),
-                None => Err(ModelError::Untrained {
-                    name: entry.name,
-                    trained: trained().collect::<Vec<_>>().join(", "),
-                }),
-            },
-            _ => Ok(Self::Path(name.to_path_buf())),
+/// The tokenizer asked for, or the one that the training run used, with its name; its ids fit a model of `vocab_size`.
+pub fn tokenizer(
+    source: &Source,
+    asked: Option<&str>,
+    vocab_size: usize,
+) -> Result<(String, Box<dyn Tokenizer>), Box<dyn std::error::Error + Send + Sync>> {
+    let spec = match asked {
+        Some(spec) => spec.to_string(),
+        None => recorded_tokenizer(source).ok_or_else(|| ModelError::NoTokenizer {
+            model: source.to_string(),
+        })?,
+    };
+    let tokenizer = tokenizer::load(&spec)?;
+    if tokenizer.vocab_size() > vocab_size {
+        return Err(ModelError::TokenizerTooLarge {
+            tokenizer: spec,
+            largest: tokenizer.vocab_size() - 1,
+            model: source.to_string(),
+            vocab_size,
         }
+        .into());
     }
-
-    /// The checkpoint.
-    pub fn open(&self) -> Result<Checkpoint, CheckpointError> {
-        match self {
-            Self::Path(path) => Checkpoint::open(path),
-            Self::Zoo(entry) => match entry.weights() {
-                Some(weights) => weights,
-                None => unreachable!("only trained models are found"),
-            },
-        }
-    }
-
-    /// The tokenizer in the recipe of the training run that made the model.
-    fn recorded_tokenizer(&self) -> Option<String> {
-        let recipe = match self {
-            Self::Zoo(entry) => entry.recipe()?.to_string(),
-            Self::Path(path) => {
-                let folder = if path.is_dir() { path } else { path.parent()? };
-                std::fs::read_to_string(folder.join("recipe.json")).ok()?
-            }
-        };
-        let recipe: serde_json::Value = serde_json::from_str(&recipe).ok()?;
-        Some(recipe.get("tokenizer")?.as_str()?.to_string())
-    }
-
-    /// The tokenizer asked for, or the one that the training run used, with its name; its ids fit a model of `vocab_size`.
-    pub fn tokenizer(
-        &self,
-        asked: Option<&str>,
-        vocab_size: usize,
-    ) -> Result<(String, Box<dyn Tokenizer>), Box<dyn std::error::Error + Send + Sync>> {
-        let spec = match asked {
-            Some(spec) => spec.to_string(),
-            None => self
-                .recorded_tokenizer()
-                .ok_or_else(|| ModelError::NoTokenizer {
-                    model: self.to_string(),
-                })?,
-        };
-        let tokenizer = tokenizer::load(&spec)?;
-        if tokenizer.vocab_size() > vocab_size {
-            return Err(ModelError::TokenizerTooLarge {
-                tokenizer: spec,
-                largest: tokenizer.vocab_size() - 1,
-                model: self.to_string(),
-                vocab_size,
-            }
-            .into());
-        }
-        Ok((spec, tokenizer))
-    }
-}
-
-impl fmt::Display for Source {
-    fn fmt(&self, out: &mut fmt::Formatter) -> fmt::Result {
-        match self {
-            Self::Path(path) => path.display().fmt(out),
-            Self::Zoo(entry) => out.write_str(entry.name),
-        }
-    }
-}
-
-/// Names of the trained models of the zoo.
-pub fn trained() -> impl Iterator<Item = &'static str> {
-    let trained = |entry: &&Entry| entry.recipe().is_some();
-    zoo::entries()
-        .iter()
-        .filter(trained)
-        .map(|entry| entry.name)
+    Ok((spec, tokenizer))
 }
 
 /// Ids as one row of a batch, `[1, time]`, all within the vocabulary.

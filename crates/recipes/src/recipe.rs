@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use rwkv7_core::optimizer::OptimizerConfig;
+use scaling::{Embedding, Method};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -43,6 +44,43 @@ impl Default for LearningRate {
     }
 }
 
+/// A growth in the middle of training.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Growth {
+    /// Optimizer steps before it, a multiple of `steps_per_epoch`.
+    pub after: usize,
+    /// The larger model: its name, or the fields of the configuration that change.
+    pub to: Value,
+    /// How.
+    #[serde(default)]
+    pub method: Method,
+    /// How the larger model's embedding gets its width.
+    #[serde(default)]
+    pub embedding: Embedding,
+    /// Whether the optimizer's moments grow too; otherwise it starts anew.
+    #[serde(default = "yes")]
+    pub optimizer: bool,
+    /// Steps after it from 1 % of the learning rate to all of it.
+    #[serde(default = "warmup_steps")]
+    pub warmup_steps: usize,
+    /// Factor on the learning rate of what was there before: 1 trains all alike, 0 the new entries alone.
+    #[serde(default = "one")]
+    pub old_rate: f64,
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn one() -> f64 {
+    1.0
+}
+
+fn warmup_steps() -> usize {
+    20
+}
+
 /// A training recipe. The defaults train a 0.1B-shaped model on a text with the official hyper-parameters.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -55,6 +93,14 @@ pub struct Recipe {
     pub max_digits: usize,
     /// The model's size.
     pub model: ModelSpec,
+    /// A trained model to start from: a checkpoint, a run's folder or a name. Architecture and size are its own, not `arch` and
+    /// `model`.
+    pub start: Option<String>,
+    /// Growths, in the order of their steps.
+    pub grow: Vec<Growth>,
+    /// Divides layers, width, head size and low-rank widths of `model` and of what `grow` names: a ladder of published sizes on
+    /// a small machine.
+    pub scale_down: usize,
     /// `byte`, an RWKV World vocabulary or a `tokenizer.json`.
     pub tokenizer: String,
     /// Files and folders with the text; task `text` only.
@@ -102,6 +148,9 @@ impl Default for Recipe {
             arch: None,
             max_digits: 15,
             model: ModelSpec::default(),
+            start: None,
+            grow: Vec::new(),
+            scale_down: 1,
             tokenizer: "byte".into(),
             data: Vec::new(),
             text_field: "text".into(),
@@ -180,13 +229,18 @@ pub enum RecipeError {
     },
 }
 
-const BUILT_IN: [(&str, &str); 3] = [
+const BUILT_IN: [(&str, &str); 5] = [
     ("reverse", include_str!("../recipes/reverse.json")),
     (
         "shakespeare-char",
         include_str!("../recipes/shakespeare-char.json"),
     ),
     ("text", include_str!("../recipes/text.json")),
+    ("grow", include_str!("../recipes/grow.json")),
+    (
+        "grow-stepwise",
+        include_str!("../recipes/grow-stepwise.json"),
+    ),
 ];
 
 impl Recipe {
@@ -299,6 +353,7 @@ impl Recipe {
             ("steps_per_epoch", self.steps_per_epoch),
             ("validation_batches", self.validation_batches),
             ("keep_checkpoints", self.keep_checkpoints),
+            ("scale_down", self.scale_down),
         ] {
             if value == 0 {
                 return wrong(key, &value, "at least 1");
@@ -342,6 +397,24 @@ impl Recipe {
                 &rate.warmup_steps,
                 "fewer than steps",
             );
+        }
+        let mut before = None;
+        for Growth {
+            after, old_rate, ..
+        } in &self.grow
+        {
+            let later = before.is_none_or(|before| before < *after);
+            if !(later && *after < self.steps && after.is_multiple_of(self.steps_per_epoch)) {
+                return wrong(
+                    "grow.after",
+                    after,
+                    "a multiple of steps_per_epoch, fewer than steps, and more than that of the growth before",
+                );
+            }
+            if !(0.0..=1.0).contains(old_rate) {
+                return wrong("grow.old_rate", old_rate, "from 0 to 1");
+            }
+            before = Some(*after);
         }
         if !(self.validation_fraction > 0.0 && self.validation_fraction < 1.0) {
             return wrong(

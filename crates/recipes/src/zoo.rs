@@ -1,5 +1,10 @@
 //! The models of this project by name: the folder `models`, compiled in, and the published sizes of RWKV-7.
 
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+};
+
 use rwkv7_core::{
     Rwkv7Config,
     checkpoint::{Checkpoint, CheckpointError},
@@ -116,6 +121,73 @@ pub fn names() -> impl Iterator<Item = &'static str> {
         .iter()
         .map(|entry| entry.name)
         .chain(Rwkv7Config::presets())
+}
+
+/// Names of the trained models.
+pub fn trained() -> impl Iterator<Item = &'static str> {
+    let trained = ENTRIES.iter().filter(|entry| entry.trained.is_some());
+    trained.map(|entry| entry.name)
+}
+
+/// Where a model comes from.
+pub enum Source {
+    /// A file or folder.
+    Path(PathBuf),
+    /// A trained model of the zoo.
+    Zoo(&'static Entry),
+}
+
+/// A model of the zoo that is only a configuration.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{name} is a configuration without weights: train it with --set model.preset={name}; trained models of the zoo: {}",
+    trained().collect::<Vec<_>>().join(", ")
+)]
+pub struct Untrained {
+    /// The model.
+    pub name: &'static str,
+}
+
+impl Source {
+    /// A name of the zoo, or else a path.
+    ///
+    /// # Errors
+    ///
+    /// [`Untrained`] if the name is that of a configuration.
+    pub fn find(name: &Path) -> Result<Self, Untrained> {
+        let entry = name.to_str().and_then(find);
+        match entry {
+            Some(entry) if !name.exists() => match entry.trained {
+                Some(_) => Ok(Self::Zoo(entry)),
+                None => Err(Untrained { name: entry.name }),
+            },
+            _ => Ok(Self::Path(name.to_path_buf())),
+        }
+    }
+
+    /// The checkpoint.
+    ///
+    /// # Errors
+    ///
+    /// As [`Checkpoint::open`].
+    pub fn open(&self) -> Result<Checkpoint, CheckpointError> {
+        match self {
+            Self::Path(path) => Checkpoint::open(path),
+            Self::Zoo(entry) => match entry.weights() {
+                Some(weights) => weights,
+                None => unreachable!("only trained models are found"),
+            },
+        }
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, out: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Self::Path(path) => path.display().fmt(out),
+            Self::Zoo(entry) => out.write_str(entry.name),
+        }
+    }
 }
 
 #[cfg(test)]

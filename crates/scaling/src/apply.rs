@@ -1,6 +1,9 @@
 //! A rule applied to a tensor's values, in f64.
 
-use crate::rules::{New, Rule};
+use crate::{
+    plan::Heads,
+    rules::{Axis, New, Rule, share},
+};
 
 /// Values and shape of a tensor.
 #[derive(Clone, Debug, PartialEq)]
@@ -17,42 +20,25 @@ pub fn apply(
     rule: &Rule,
     old: &Values,
     to: &[usize],
+    heads: Heads,
     seed: u64,
     initial: impl FnOnce() -> Vec<f64>,
 ) -> Vec<f64> {
-    match rule {
-        Rule::Grow { scale, axes } => grow(old, to, *scale, axes, seed, initial),
-        Rule::Fresh => initial(),
-        Rule::Lift => unreachable!("a lift is made of nothing: see `lift`"),
-    }
-}
-
-/// `c [I; 1/E 1ᵀ]`, `[width, E]`.
-pub fn lift(width: usize, embed_width: usize, scale: f64) -> Vec<f64> {
-    let entry = |row: usize, col: usize| match row {
-        row if row == col => scale,
-        row if row < embed_width => 0.0,
-        _ => scale / embed_width as f64,
+    let Rule::Grow {
+        scale,
+        axes,
+        perturbed,
+    } = rule
+    else {
+        unreachable!("{rule:?} is made of more than one tensor, or of none");
     };
-    (0..width * embed_width)
-        .map(|i| entry(i / embed_width, i % embed_width))
-        .collect()
-}
-
-fn grow(
-    old: &Values,
-    to: &[usize],
-    scale: f64,
-    axes: &[New],
-    seed: u64,
-    initial: impl FnOnce() -> Vec<f64>,
-) -> Vec<f64> {
-    let from = &old.shape;
-    assert_eq!(from.len(), to.len(), "growth keeps the number of axes");
-    assert_eq!(axes.len(), to.len(), "a rule says something of every axis");
-    let grows = |axis: usize| to[axis] > from[axis];
-    let uses = |new: New| (0..axes.len()).any(|axis| axes[axis] == new && grows(axis));
-    let initial = if uses(New::Initial) {
+    assert_eq!(old.shape.len(), to.len(), "growth keeps the number of axes");
+    let places = places(axes, &old.shape, to, heads);
+    let uses = |new: New| {
+        let mut all = places.iter().flatten();
+        all.any(|place| *place == Place::New(new))
+    };
+    let initial = if *perturbed || uses(New::Initial) {
         initial()
     } else {
         Vec::new()
@@ -60,12 +46,15 @@ fn grow(
     let deviation = deviation(old);
     let mut index = vec![0; to.len()];
     let entry = |flat: usize| {
-        let value = match new_of(&index, from, axes) {
-            None => scale * old.data[offset(&index, from)],
-            Some(New::Zero) => 0.0,
-            Some(New::Mean) => scale * mean(&index, old, axes),
-            Some(New::Random) => deviation * gaussian(seed, flat as u64),
-            Some(New::Initial) => initial[flat],
+        let value = match entry(&index, &places, &old.shape) {
+            Entry::Old { at, share } => {
+                let moved = if *perturbed { initial[flat] } else { 0.0 };
+                scale * share * old.data[at] + moved
+            }
+            Entry::New(New::Mean) => scale * mean(&index, &places, old),
+            Entry::New(New::Random) => deviation * gaussian(seed, flat as u64),
+            Entry::New(New::Initial) => initial[flat],
+            Entry::New(New::Zero | New::Copy | New::Share) => 0.0,
         };
         advance(&mut index, to);
         value
@@ -73,21 +62,201 @@ fn grow(
     (0..to.iter().product()).map(entry).collect()
 }
 
-/// Where an entry comes from: none for an old one.
-fn new_of(index: &[usize], from: &[usize], axes: &[New]) -> Option<New> {
-    let new = |axis: &usize| index[*axis] >= from[*axis];
+/// Whether each entry of the larger tensor is an old one in its old place.
+pub fn old_entries(axes: &[Axis], from: &[usize], to: &[usize], heads: Heads) -> Vec<bool> {
+    let places = places(axes, from, to, heads);
+    let mut index = vec![0; to.len()];
+    let entry = |_| {
+        let old =
+            |(axis, &i): (&Vec<Place>, &usize)| matches!(axis[i], Place::Old { copy: false, .. });
+        let old = places.iter().zip(&index).all(old);
+        advance(&mut index, to);
+        old
+    };
+    (0..to.iter().product()).map(entry).collect()
+}
+
+/// `c [I; 1/E 1ᵀ]`, `[width, E]`.
+pub fn lift(width: usize, embed_width: usize, scale: f64, heads: Heads) -> Vec<f64> {
+    let axis = Axis::Channels {
+        heads: New::Mean,
+        size: New::Mean,
+    };
+    let rows = axis_places(axis, embed_width, width, heads);
+    let row = |place: &Place| match *place {
+        Place::Old { at, .. } => {
+            let mut row = vec![0.0; embed_width];
+            row[at] = scale;
+            row
+        }
+        Place::New(_) => vec![scale / embed_width as f64; embed_width],
+    };
+    rows.iter().flat_map(row).collect()
+}
+
+/// The embedding `[V, C']` and its norm's scale and shift `[C']` whose new channels come in pairs of opposite sign.
+///
+/// With x̂ the normalised embedding and q the mean of w x̂, the norm of the new embedding must give `c [w x̂ + b, q + mean(b), …]`.
+/// Pairs +q, -q keep the mean at zero; embeddings of variance `m ε / (1 - m)` come out of the norm with variance m, so any
+/// vector of mean zero and a mean square below one can be had exactly.
+pub fn paired(
+    embedding: &Values,
+    weight: &[f64],
+    bias: &[f64],
+    width: usize,
+    epsilon: f64,
+    heads: Heads,
+) -> [Vec<f64>; 3] {
+    let old = weight.len();
+    let scale = (width as f64 / old as f64).sqrt();
+    let axis = Axis::Channels {
+        heads: New::Mean,
+        size: New::Mean,
+    };
+    let places = axis_places(axis, old, width, heads);
+    let mut signs = [1.0, -1.0].into_iter().cycle();
+    // Where a channel comes from, or its sign.
+    let channels: Vec<Result<usize, f64>> = places
+        .iter()
+        .map(|place| match place {
+            Place::Old { at, .. } => Ok(*at),
+            Place::New(_) => Err(signs.next().unwrap_or(1.0)),
+        })
+        .collect();
+    let rows: Vec<(Vec<f64>, f64)> = embedding
+        .data
+        .chunks(old)
+        .map(|row| {
+            let mean = row.iter().sum::<f64>() / old as f64;
+            let variance = row.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / old as f64;
+            let deviation = (variance + epsilon).sqrt();
+            let normal: Vec<f64> = row.iter().map(|x| (x - mean) / deviation).collect();
+            let written: f64 = normal.iter().zip(weight).map(|(x, w)| x * w).sum();
+            (normal, written / old as f64)
+        })
+        .collect();
+    let square = |(normal, q): &(Vec<f64>, f64)| {
+        let squares: f64 = normal.iter().map(|x| x * x).sum();
+        (squares + (width - old) as f64 * q * q) / width as f64
+    };
+    let largest = rows.iter().map(square).fold(f64::MIN_POSITIVE, f64::max);
+    let shrink = (largest / 0.9).sqrt();
+    let table = rows.iter().flat_map(|row| {
+        let (normal, q) = row;
+        let share = square(row) / (shrink * shrink);
+        let size = (epsilon / (1.0 - share)).sqrt() / shrink;
+        channels.iter().map(move |channel| match channel {
+            Ok(at) => size * normal[*at],
+            Err(sign) => size * sign * q,
+        })
+    });
+    let mean = bias.iter().sum::<f64>() / old as f64;
+    let weights = channels.iter().map(|channel| match channel {
+        Ok(at) => scale * shrink * weight[*at],
+        Err(sign) => scale * shrink * sign,
+    });
+    let biases = channels.iter().map(|channel| match channel {
+        Ok(at) => scale * bias[*at],
+        Err(_) => scale * mean,
+    });
+    [table.collect(), weights.collect(), biases.collect()]
+}
+
+/// Where an entry along an axis comes from.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Place {
+    Old {
+        at: usize,
+        share: f64,
+        /// Whether it is a further copy.
+        copy: bool,
+    },
+    New(New),
+}
+
+/// Where every entry along every axis comes from.
+fn places(axes: &[Axis], from: &[usize], to: &[usize], heads: Heads) -> Vec<Vec<Place>> {
+    assert_eq!(axes.len(), to.len(), "a rule says something of every axis");
+    let lengths = from.iter().zip(to);
+    let places = axes.iter().zip(lengths);
+    places
+        .map(|(axis, (from, to))| axis_places(*axis, *from, *to, heads))
+        .collect()
+}
+
+fn axis_places(axis: Axis, from: usize, to: usize, heads: Heads) -> Vec<Place> {
+    let old = |at| Place::Old {
+        at,
+        share: 1.0,
+        copy: false,
+    };
+    let within = |i: usize, length: usize, to: usize, new: New| match new {
+        New::Copy => Place::Old {
+            at: i % length,
+            share: 1.0,
+            copy: i >= length,
+        },
+        New::Share => Place::Old {
+            at: i % length,
+            share: share(i / length, to / length),
+            copy: i >= length,
+        },
+        _ if i < length => old(i),
+        new => Place::New(new),
+    };
+    let place = |i: usize| match axis {
+        _ if from == to => old(i),
+        Axis::Plain(new) => within(i, from, to, new),
+        Axis::Channels { heads: new, size } => {
+            let (head, channel) = (i / heads.to, i % heads.to);
+            if head * heads.from >= from {
+                return Place::New(new);
+            }
+            match within(channel, heads.from, heads.to, size) {
+                Place::Old { at, share, copy } => Place::Old {
+                    at: head * heads.from + at,
+                    share,
+                    copy,
+                },
+                new => new,
+            }
+        }
+    };
+    (0..to).map(place).collect()
+}
+
+enum Entry {
+    Old { at: usize, share: f64 },
+    New(New),
+}
+
+fn entry(index: &[usize], places: &[Vec<Place>], from: &[usize]) -> Entry {
     let order = |new: New| match new {
         New::Zero => 0,
         New::Mean => 1,
         New::Initial => 2,
-        New::Random => 3,
+        New::Random | New::Copy | New::Share => 3,
     };
-    let kinds = (0..axes.len()).filter(new).map(|axis| axes[axis]);
-    kinds.min_by_key(|&kind| order(kind))
-}
-
-fn offset(index: &[usize], shape: &[usize]) -> usize {
-    index.iter().zip(shape).fold(0, |at, (i, n)| at * n + i)
+    let (mut flat, mut product, mut first) = (0, 1.0, None);
+    for ((axis, &i), length) in places.iter().zip(index).zip(from) {
+        match axis[i] {
+            Place::Old { at, share, .. } => {
+                flat = flat * length + at;
+                product *= share;
+            }
+            Place::New(new) => match first {
+                Some(before) if order(before) <= order(new) => {}
+                _ => first = Some(new),
+            },
+        }
+    }
+    match first {
+        Some(new) => Entry::New(new),
+        None => Entry::Old {
+            at: flat,
+            share: product,
+        },
+    }
 }
 
 pub(crate) fn advance(index: &mut [usize], shape: &[usize]) {
@@ -100,21 +269,26 @@ pub(crate) fn advance(index: &mut [usize], shape: &[usize]) {
     }
 }
 
-/// The mean of the old entries along the axes on which the entry is new.
-fn mean(index: &[usize], old: &Values, axes: &[New]) -> f64 {
-    let axis = (0..axes.len()).find(|&a| index[a] >= old.shape[a]);
-    let Some(axis) = axis else {
+/// The mean of the old entries along the first axis on which the entry is new, shared out as the other axes say.
+fn mean(index: &[usize], places: &[Vec<Place>], old: &Values) -> f64 {
+    let is_new = |axis: &usize| matches!(places[*axis][index[*axis]], Place::New(_));
+    let Some(axis) = (0..places.len()).find(is_new) else {
         unreachable!("an old entry has no mean");
     };
-    let mut at = index.to_vec();
+    let (mut start, mut share_of, mut stride) = (0, 1.0, 1);
+    for other in (0..places.len()).rev() {
+        if other != axis
+            && let Place::Old { at, share, .. } = places[other][index[other]]
+        {
+            start += at * stride;
+            share_of *= share;
+        }
+        stride *= old.shape[other];
+    }
+    let step: usize = old.shape[axis + 1..].iter().product();
     let count = old.shape[axis];
-    let sum: f64 = (0..count)
-        .map(|i| {
-            at[axis] = i;
-            old.data[offset(&at, &old.shape)]
-        })
-        .sum();
-    sum / count as f64
+    let sum: f64 = (0..count).map(|i| old.data[start + i * step]).sum();
+    share_of * sum / count as f64
 }
 
 /// Root of the mean square, or of one over the length of the rows where all is zero.
@@ -126,6 +300,14 @@ fn deviation(old: &Values) -> f64 {
     } else {
         0.1 / (*old.shape.first().unwrap_or(&1) as f64).sqrt()
     }
+}
+
+/// Random values so small that a product with a vector of this many ones has a deviation of 0.1.
+pub fn small(shape: &[usize], seed: u64) -> Vec<f64> {
+    let longest = shape.iter().copied().max().unwrap_or(1);
+    let deviation = 0.1 / (longest as f64).sqrt();
+    let count = shape.iter().product::<usize>() as u64;
+    (0..count).map(|i| deviation * gaussian(seed, i)).collect()
 }
 
 /// A standard normal value that seed and place decide (splitmix64, Box-Muller).

@@ -27,6 +27,20 @@ pub enum ScalingError {
         /// Why that cannot be, and what to do.
         reason: &'static str,
     },
+    /// A growth that cannot keep what the model computes.
+    #[error("{tensor} cannot grow without changing what the model computes: {reason}")]
+    NotExact {
+        /// The tensor, by its name in a block.
+        tensor: &'static str,
+        /// Why, and what to do.
+        reason: &'static str,
+    },
+    /// An optimizer's state that is not that of the model.
+    #[error("the optimizer's state is not that of this model: {reason}")]
+    Optimizer {
+        /// What does not fit.
+        reason: String,
+    },
     /// The target is no model.
     #[error("the target: {0}")]
     Target(#[from] ConfigError),

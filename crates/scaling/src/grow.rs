@@ -1,20 +1,26 @@
 //! Files and running states made larger by a plan.
 
-use std::path::Path;
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
 
-use burn::tensor::{DType, Shape, Tensor, TensorData};
+use burn::tensor::{DType, Device, FloatDType, Shape, Tensor, TensorData};
 use burn_store::{bridge, burn_pack};
 use rwkv7_core::{
-    State,
+    Rwkv7, State,
     checkpoint::{self, Checkpoint, Format},
     layers::{SecondHalf, TimeMixState},
     state::LayerState,
 };
 
 use crate::{
-    Growable, Plan, ScalingError, Step,
-    apply::{Values, apply, lift, named_seed},
-    rules::Rule,
+    Growable, Heads, Plan, ScalingError, Step,
+    apply::{Values, apply, lift, named_seed, paired, small},
+    rules::{Rule, grow_matrices, pad_channels},
 };
 
 /// The state of a model whose second halves are `S`.
@@ -22,7 +28,8 @@ pub type StateOf<S> =
     State<<<S as rwkv7_core::config::SecondHalfConfig>::Layer as SecondHalf>::State>;
 
 /// Writes the larger model, tensor by tensor; the file is complete or not there. `seed` decides the random values. Tensors
-/// keep their dtype unless another is asked for; what is new gets that of the embedding.
+/// keep their dtype unless another is asked for; what is new gets that of the embedding. `progress` hears how many tensors are
+/// done, of how many; each counts twice, for its checksum and for the file.
 ///
 /// # Errors
 ///
@@ -34,11 +41,29 @@ pub fn grow<S: Growable>(
     format: Format,
     dtype: Option<DType>,
     seed: u64,
+    progress: impl Fn(usize, usize) + Send + Sync + 'static,
 ) -> Result<(), ScalingError> {
-    let tensors = tensors(source, plan, dtype, seed)?;
+    let tensors = tensors(source, plan, dtype, seed, progress)?;
     Ok(checkpoint::save_tensors(
         path, &plan.to, tensors, format, None,
     )?)
+}
+
+/// [`grow`] for a model in memory; the larger one is on `device`, with f32 parameters.
+///
+/// # Errors
+///
+/// [`ScalingError::Checkpoint`] if the model is not the plan's or has values that are not finite.
+pub fn grow_model<S: Growable>(
+    model: &Rwkv7<S::Layer>,
+    plan: &Plan<S>,
+    device: &Device,
+    seed: u64,
+) -> Result<Rwkv7<S::Layer>, ScalingError> {
+    let source = Checkpoint::of_model(&plan.from, model);
+    let tensors = tensors(&source, plan, None, seed, |_, _| {})?;
+    let large = Checkpoint::of_tensors(&plan.to, tensors);
+    Ok(large.into_model(&plan.to, device, FloatDType::F32)?)
 }
 
 /// The larger model's tensors, made when they are read.
@@ -47,7 +72,9 @@ fn tensors<S: Growable>(
     plan: &Plan<S>,
     dtype: Option<DType>,
     seed: u64,
+    progress: impl Fn(usize, usize) + Send + Sync + 'static,
 ) -> Result<Vec<burn_pack::Tensor>, ScalingError> {
+    let (progress, done) = (Arc::new(progress), Arc::new(AtomicUsize::new(0)));
     let old = source.tensors(&plan.from)?;
     let find = |name: &str| old.iter().find(|tensor| tensor.name == name).cloned();
     let default = find("emb.weight").map_or(DType::F32, |tensor| tensor.dtype);
@@ -58,23 +85,59 @@ fn tensors<S: Growable>(
         let dtype = dtype.unwrap_or(own);
         let shape = Shape::from(step.to.clone());
         let length = shape.num_elements() * dtype.size();
-        let (config, scale, step) = (plan.to.clone(), plan.scale(), step.clone());
+        let (plan, step) = (plan.clone(), step.clone());
         let name = step.name.clone();
+        let embedding = match step.rule {
+            Rule::Paired => EMBEDDING.map(find).to_vec(),
+            _ => Vec::new(),
+        };
+        let (progress, done) = (progress.clone(), done.clone());
         let make = move || {
+            progress(done.fetch_add(1, Ordering::Relaxed), 2 * plan.steps.len());
             let seed = named_seed(seed, &step.name);
-            let initial = || match checkpoint::initial_tensor(&config, &step.name, seed) {
+            let initial = || match checkpoint::initial_tensor(&plan.to, &step.name, seed) {
                 Some(data) => data.iter::<f64>().collect(),
                 None => unreachable!("{} is a tensor of the larger model", step.name),
             };
+            let read = |tensor: &burn_pack::Tensor| -> Result<Vec<f64>, _> {
+                Ok::<_, burn_pack::Error>(bridge::to_data(tensor)?.iter::<f64>().collect())
+            };
             let values: Vec<f64> = match (&step.rule, &source) {
-                (Rule::Lift, _) => lift(step.to[0], step.to[1], scale),
+                (Rule::Lift, _) => lift(step.to[0], step.to[1], plan.scale(), step.heads),
+                (Rule::Small, _) => small(&step.to, seed),
+                (Rule::Paired, _) => {
+                    let parts = embedding
+                        .iter()
+                        .flatten()
+                        .map(read)
+                        .collect::<Result<Vec<_>, _>>()?;
+                    let [table, weight, bias] = parts.as_slice() else {
+                        unreachable!("an embedding with a norm has three tensors");
+                    };
+                    let table = Values {
+                        data: table.clone(),
+                        shape: vec![plan.from.vocab_size, weight.len()],
+                    };
+                    let (width, epsilon) = (plan.to.n_embd, plan.to.layer_norm_eps);
+                    let made = paired(&table, weight, bias, width, epsilon, step.heads);
+                    let [mut table, weight, bias] = made;
+                    match EMBEDDING.iter().position(|name| *name == step.name) {
+                        Some(0) => {
+                            // Rows of new tokens.
+                            table.resize(step.to.iter().product(), 0.0);
+                            table
+                        }
+                        Some(1) => weight,
+                        _ => bias,
+                    }
+                }
                 (Rule::Fresh, _) | (_, None) => initial(),
                 (rule, Some(source)) => {
                     let old = Values {
-                        data: bridge::to_data(source)?.iter::<f64>().collect(),
+                        data: read(source)?,
                         shape: step.from.clone(),
                     };
-                    apply(rule, &old, &step.to, seed, initial)
+                    apply(rule, &old, &step.to, step.heads, seed, initial)
                 }
             };
             let data = TensorData::new(values, step.to.clone()).convert_dtype(dtype);
@@ -84,6 +147,9 @@ fn tensors<S: Growable>(
     };
     Ok(plan.steps.iter().map(tensor).collect())
 }
+
+/// The embedding and its norm.
+const EMBEDDING: [&str; 3] = ["emb.weight", "blocks.0.ln0.weight", "blocks.0.ln0.bias"];
 
 impl<S: Growable> Plan<S> {
     /// The larger model's state that goes on where a state of the smaller one is: generation in progress gets the same logits.
@@ -103,12 +169,16 @@ impl<S: Growable> Plan<S> {
             .map(|(layer, source)| match source {
                 Some(source) => {
                     let old = state.layers[*source].clone();
+                    let heads = Heads {
+                        from: self.from.head_size,
+                        to: dims.head_size,
+                    };
                     LayerState {
                         att: TimeMixState {
-                            shift: pad(old.att.shift, 1, dims.n_embd),
-                            wkv: pad(old.att.wkv, 1, dims.n_head()),
+                            shift: pad_channels(old.att.shift, heads, &dims),
+                            wkv: grow_matrices(old.att.wkv, heads, &dims),
                         },
-                        second: self.from.second_half.grow_state(old.second, &dims),
+                        second: self.from.second_half.grow_state(old.second, heads, &dims),
                     }
                 }
                 None => zero(layer),

@@ -15,6 +15,7 @@
 mod apply;
 mod error;
 mod grow;
+mod optimizer;
 mod plan;
 mod rules;
 mod verify;
@@ -24,7 +25,8 @@ mod verify;
 mod tests;
 
 pub use error::ScalingError;
-pub use grow::{StateOf, grow};
-pub use plan::{Method, Plan, Step};
-pub use rules::{Growable, New, Rule};
+pub use grow::{StateOf, grow, grow_model};
+pub use optimizer::grow_optimizer;
+pub use plan::{Embedding, Heads, Method, Plan, Step};
+pub use rules::{Axes, Axis, Growable, New, Rule};
 pub use verify::Difference;

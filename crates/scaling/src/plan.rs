@@ -6,8 +6,8 @@ use rwkv7_core::{Rwkv7Config, checkpoint, layers::SecondHalf};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    ScalingError,
-    rules::{self, Growable, New, Rule, at_least},
+    ScalingError, apply,
+    rules::{self, Axes, Axis, Growable, New, Rule, at_least},
 };
 
 /// How a model is grown.
@@ -19,6 +19,41 @@ pub enum Method {
     Lossless,
     /// New blocks are copies of old ones instead of blocks that add nothing; widths as in `lossless`. The outputs change.
     Stack,
+    /// What the Meta-State paper writes (eq. 7 to 11): old entries as they are, zeros in the appended columns of W_oms, all
+    /// else as a new model starts. The outputs change.
+    Paper,
+    /// Matrices shrunk and added to a new model's initial values. The outputs change.
+    ShrinkPerturb,
+}
+
+/// How a wider model gets its embedding.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Embedding {
+    /// The embedding keeps its width, and a new matrix `blocks.0.lift` leads to the new one.
+    #[default]
+    Lift,
+    /// The embedding becomes wider, with new channels in pairs of opposite sign, so that its norm gives what it must: all
+    /// tensors are those of a plain RWKV-7, and other software can run the model.
+    Paired,
+}
+
+/// Head sizes of a growth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Heads {
+    /// The model's.
+    pub from: usize,
+    /// The larger model's.
+    pub to: usize,
+}
+
+impl Heads {
+    /// How many copies of itself a head becomes; none where its new size is no multiple.
+    pub fn copies(&self) -> Option<usize> {
+        self.to
+            .is_multiple_of(self.from)
+            .then(|| self.to / self.from)
+    }
 }
 
 /// What becomes of one tensor of the larger model.
@@ -34,6 +69,22 @@ pub struct Step {
     pub to: Vec<usize>,
     /// What is done.
     pub rule: Rule,
+    /// Head sizes.
+    pub heads: Heads,
+    /// Whether its source is what another tensor grows out of already.
+    pub again: bool,
+}
+
+impl Step {
+    /// Which entries were there before, in their old places, row-major.
+    pub fn old_entries(&self) -> Vec<bool> {
+        match &self.rule {
+            Rule::Grow { axes, .. } if !self.again => {
+                apply::old_entries(axes, &self.from, &self.to, self.heads)
+            }
+            _ => vec![false; self.to.iter().product()],
+        }
+    }
 }
 
 /// A growth from one configuration to another.
@@ -49,11 +100,13 @@ pub struct Plan<S> {
     pub blocks: Vec<Option<usize>>,
     /// Every tensor of the larger model.
     pub steps: Vec<Step>,
+    /// The tensor that keeps a lossless growth from being exact, and why.
+    pub obstacle: Option<(&'static str, &'static str)>,
 }
 
 impl<S: Growable> Plan<S> {
-    /// The growth of a model of configuration `from` to the dimensions of `to`. The larger model's embedding has the width of
-    /// the smaller one's, whatever `to` says of it. New blocks are spread over the depth.
+    /// The growth of a model of configuration `from` to the dimensions of `to`. New blocks are spread over the depth. How the
+    /// larger model's embedding gets its width is not taken from `to`.
     ///
     /// # Errors
     ///
@@ -62,80 +115,129 @@ impl<S: Growable> Plan<S> {
         from: &Rwkv7Config<S>,
         to: &Rwkv7Config<S>,
         method: Method,
+        embedding: Embedding,
     ) -> Result<Self, ScalingError> {
-        let width = from.embed_width.unwrap_or(from.n_embd);
-        let lifted = from.embed_width.is_some() || to.n_embd > from.n_embd;
+        let own = from.embed_width.unwrap_or(from.n_embd);
+        let wider = to.n_embd > from.n_embd;
+        let naive = matches!(method, Method::Paper | Method::ShrinkPerturb);
+        let paired = embedding == Embedding::Paired && wider;
+        let lifted = from.embed_width.is_some() || (wider && !naive && !paired);
         let to = Rwkv7Config {
-            embed_width: lifted.then_some(width),
+            embed_width: lifted.then_some(own),
             ..to.clone()
         };
         to.validate()?;
         check(from, &to)?;
+        if paired {
+            check_paired(from, &to, method)?;
+        }
+        let heads = Heads {
+            from: from.head_size,
+            to: to.head_size,
+        };
+        let obstacle = match heads.copies() {
+            None => Some((
+                "att.ln_x",
+                "norms are taken over each head, so a head of other channels computes something else unless they are copies of \
+                 the old ones: grow the number of heads, or the head size by 2 or 4",
+            )),
+            Some(_) => from.second_half.obstacle(heads),
+        };
         let blocks = blocks(from.n_layer, to.n_layer, method);
-        let scale = (to.n_embd as f64 / from.n_embd as f64).sqrt();
-        let old = checkpoint::expected_tensors(from);
-        let steps = checkpoint::expected_tensors(&to)
-            .into_iter()
-            .map(|(name, shape)| step(from, &old, &blocks, scale, name, shape))
-            .collect();
-        Ok(Self {
+        let mut plan = Self {
             from: from.clone(),
             to,
             method,
             blocks,
-            steps,
-        })
+            steps: Vec::new(),
+            obstacle,
+        };
+        let old = checkpoint::expected_tensors(from);
+        plan.steps = checkpoint::expected_tensors(&plan.to)
+            .into_iter()
+            .map(|(name, shape)| plan.step(&old, heads, paired, name, shape))
+            .collect();
+        Ok(plan)
+    }
+
+    /// The plan, if the larger model will compute what the smaller one does or if that is not its method.
+    ///
+    /// # Errors
+    ///
+    /// [`ScalingError::NotExact`] names the tensor and the reason.
+    pub fn exact(self) -> Result<Self, ScalingError> {
+        match self.obstacle {
+            Some((tensor, reason)) if self.method == Method::Lossless => {
+                Err(ScalingError::NotExact { tensor, reason })
+            }
+            _ => Ok(self),
+        }
     }
 
     /// c = √(C'/C), the factor on the residual stream.
     pub fn scale(&self) -> f64 {
         (self.to.n_embd as f64 / self.from.n_embd as f64).sqrt()
     }
-}
 
-fn step<S: Growable>(
-    from: &Rwkv7Config<S>,
-    old: &BTreeMap<String, Vec<usize>>,
-    blocks: &[Option<usize>],
-    scale: f64,
-    name: String,
-    to: Vec<usize>,
-) -> Step {
-    let fresh = |name: String, to: Vec<usize>| Step {
-        name,
-        source: None,
-        from: Vec::new(),
-        to,
-        rule: Rule::Fresh,
-    };
-    let (source, rule) = match in_block(&name) {
-        None => (name.clone(), rules::rule(from, &name, scale)),
-        Some((block, part)) => {
-            let Some(Some(source)) = blocks.get(block) else {
-                return fresh(name, to);
-            };
-            let prefix = format!("{}.", S::Layer::NAME);
-            let rule = match part.strip_prefix(&prefix) {
-                Some(inner) => from.second_half.rule(inner, scale),
-                None => rules::rule(from, part, scale),
-            };
-            (format!("blocks.{source}.{part}"), rule)
-        }
-    };
-    match old.get(&source) {
-        Some(shape) => Step {
+    fn step(
+        &self,
+        old: &BTreeMap<String, Vec<usize>>,
+        heads: Heads,
+        paired: bool,
+        name: String,
+        to: Vec<usize>,
+    ) -> Step {
+        let axes = Axes {
+            scale: self.scale(),
+            heads,
+        };
+        let fresh = |name: String, to: Vec<usize>, rule| Step {
             name,
-            source: Some(source),
-            from: shape.clone(),
+            source: None,
+            from: Vec::new(),
             to,
             rule,
-        },
-        None if rule == Rule::Lift => Step {
-            rule,
-            ..fresh(name, to)
-        },
-        // A copy of block 0, which has no value residual.
-        None => fresh(name, to),
+            heads,
+            again: false,
+        };
+        let (source, rule, again) = match in_block(&name) {
+            None if paired && name == "emb.weight" => (name.clone(), Rule::Paired, false),
+            None => (name.clone(), rules::rule(&self.from, &name, &axes), false),
+            Some((block, part)) => {
+                let Some(Some(source)) = self.blocks.get(block) else {
+                    let first = ["att.w1", "att.a1", "att.v1", "att.g1"].contains(&part);
+                    return fresh(name, to, if first { Rule::Small } else { Rule::Fresh });
+                };
+                let prefix = format!("{}.", S::Layer::NAME);
+                let rule = match part.strip_prefix(&prefix) {
+                    Some(inner) => self.from.second_half.rule(inner, &axes),
+                    None if paired && part.starts_with("ln0.") => Rule::Paired,
+                    None => rules::rule(&self.from, part, &axes),
+                };
+                let again = self.blocks[..block].contains(&Some(*source));
+                (format!("blocks.{source}.{part}"), rule, again)
+            }
+        };
+        let long = to.iter().filter(|&&length| length > 1).count();
+        let rule = match self.method {
+            Method::Lossless | Method::Stack => rule,
+            Method::Paper => rules::paper(rule),
+            Method::ShrinkPerturb => rules::shrink_perturb(rule, long < 2),
+        };
+        match old.get(&source) {
+            Some(shape) => Step {
+                name,
+                source: Some(source),
+                from: shape.clone(),
+                to,
+                rule,
+                heads,
+                again,
+            },
+            None if rule == Rule::Lift => fresh(name, to, rule),
+            // A copy of block 0, which has no value residual.
+            None => fresh(name, to, Rule::Fresh),
+        }
     }
 }
 
@@ -150,25 +252,14 @@ fn check<S: Growable>(from: &Rwkv7Config<S>, to: &Rwkv7Config<S>) -> Result<(), 
         ("vocab_size", from.vocab_size, to.vocab_size),
         ("n_layer", from.n_layer, to.n_layer),
         ("n_embd", from.n_embd, to.n_embd),
+        ("head_size", from.head_size, to.head_size),
+        ("number of heads", from.n_head(), to.n_head()),
         ("decay_rank", from.decay_rank, to.decay_rank),
         ("in_context_rank", from.in_context_rank, to.in_context_rank),
         ("value_rank", from.value_rank, to.value_rank),
         ("gate_rank", from.gate_rank, to.gate_rank),
     ] {
         at_least(field, from, to)?;
-    }
-    let differs = |field, from: &dyn fmt::Debug, to: &dyn fmt::Debug, reason| {
-        Err(ScalingError::Differs {
-            field,
-            from: format!("{from:?}"),
-            to: format!("{to:?}"),
-            reason,
-        })
-    };
-    if from.head_size != to.head_size {
-        let reason = "its norms are taken over each head, so a head with other channels computes something else; grow the \
-                      number of heads";
-        return differs("head_size", &from.head_size, &to.head_size, reason);
     }
     if from.embedding_norm != to.embedding_norm {
         let reason = "the embedding is normalised or it is not; keep it";
@@ -192,16 +283,74 @@ fn check<S: Growable>(from: &Rwkv7Config<S>, to: &Rwkv7Config<S>) -> Result<(), 
     from.second_half.check(&to.second_half)
 }
 
+/// What an embedding with paired channels asks for.
+fn check_paired<S>(
+    from: &Rwkv7Config<S>,
+    to: &Rwkv7Config<S>,
+    method: Method,
+) -> Result<(), ScalingError> {
+    let refused = |field, found: &dyn fmt::Debug, wanted: &dyn fmt::Debug, reason| {
+        differs(field, found, wanted, reason)
+    };
+    if !matches!(method, Method::Lossless | Method::Stack) {
+        return refused(
+            "method",
+            &method,
+            &Method::Lossless,
+            "paired channels are a way to lose nothing; leave them out",
+        );
+    }
+    if let Some(width) = from.embed_width {
+        return refused(
+            "embed_width",
+            &width,
+            &to.n_embd,
+            "a model that has a lift already has no use for paired channels; grow its lift",
+        );
+    }
+    if !from.embedding_norm {
+        return refused(
+            "embedding_norm",
+            &false,
+            &true,
+            "paired channels need the embedding's norm; use a lift",
+        );
+    }
+    if !(to.n_embd - from.n_embd).is_multiple_of(2) {
+        return refused(
+            "n_embd",
+            &from.n_embd,
+            &to.n_embd,
+            "paired channels need an even number of new ones",
+        );
+    }
+    Ok(())
+}
+
+fn differs<T>(
+    field: &'static str,
+    from: &dyn fmt::Debug,
+    to: &dyn fmt::Debug,
+    reason: &'static str,
+) -> Result<T, ScalingError> {
+    Err(ScalingError::Differs {
+        field,
+        from: format!("{from:?}"),
+        to: format!("{to:?}"),
+        reason,
+    })
+}
+
 /// Where each block of the larger model comes from. The first one is always the first one: it owns the embedding's norm and
 /// the value that the others read.
 fn blocks(from: usize, to: usize, method: Method) -> Vec<Option<usize>> {
     match method {
-        Method::Lossless => {
+        Method::Stack => (0..to).map(|i| Some(i % from)).collect(),
+        Method::Lossless | Method::Paper | Method::ShrinkPerturb => {
             let done = |i: usize| (i * from).div_ceil(to);
             let source = |i: usize| (done(i + 1) > done(i)).then_some(done(i));
             (0..to).map(source).collect()
         }
-        Method::Stack => (0..to).map(|i| Some(i % from)).collect(),
     }
 }
 
@@ -213,6 +362,8 @@ impl<S> fmt::Display for Plan<S> {
             from,
             to,
             rule,
+            heads,
+            ..
         } in &self.steps
         {
             write!(out, "{name} ")?;
@@ -222,31 +373,71 @@ impl<S> fmt::Display for Plan<S> {
             }
             match rule {
                 Rule::Fresh => write!(out, "{to:?}: initial values")?,
+                Rule::Small => write!(out, "{to:?}: small random values")?,
                 Rule::Lift => write!(out, "{to:?}: the embedding's width to the model's")?,
-                Rule::Grow { scale, axes } => {
+                Rule::Paired => write!(out, "{from:?} -> {to:?}: new channels in pairs")?,
+                Rule::Grow {
+                    scale,
+                    axes,
+                    perturbed,
+                } => {
                     write!(out, "{from:?} -> {to:?}: old entries")?;
                     if *scale != 1.0 {
                         write!(out, " times {scale:.6}")?;
                     }
-                    for (axis, new) in axes.iter().enumerate() {
+                    if *perturbed {
+                        write!(out, " plus initial values")?;
+                    }
+                    for (axis, kind) in axes.iter().enumerate() {
                         if to[axis] > from[axis] {
-                            let new = match new {
-                                New::Zero => "zero",
-                                New::Mean => "the mean of the old ones",
-                                New::Random => "random",
-                                New::Initial => "initial values",
-                            };
-                            write!(
-                                out,
-                                ", {} new along axis {axis}: {new}",
-                                to[axis] - from[axis]
-                            )?;
+                            write!(out, ", {} new along axis {axis}: ", to[axis] - from[axis])?;
+                            new_entries(out, *kind, from[axis], to[axis], *heads)?;
                         }
                     }
                 }
             }
             writeln!(out)?;
         }
+        if let (Some((tensor, reason)), Method::Lossless) = (self.obstacle, self.method) {
+            writeln!(out, "not exact: {tensor}: {reason}")?;
+        }
         Ok(())
     }
+}
+
+/// What the new entries along an axis are.
+fn new_entries(
+    out: &mut fmt::Formatter,
+    axis: Axis,
+    from: usize,
+    to: usize,
+    heads: Heads,
+) -> fmt::Result {
+    let name = |new: New| match new {
+        New::Zero => "zero",
+        New::Mean => "the mean of the old ones",
+        New::Random => "random",
+        New::Initial => "initial values",
+        New::Copy => "copies",
+        New::Share => "copies, shared out",
+    };
+    let Axis::Channels { heads: new, size } = axis else {
+        let Axis::Plain(new) = axis else {
+            return Ok(());
+        };
+        return write!(out, "{}", name(new));
+    };
+    if heads.from == heads.to || new == size {
+        return write!(out, "{}", name(new));
+    }
+    write!(
+        out,
+        "{} within each head {}",
+        heads.to - heads.from,
+        name(size)
+    )?;
+    if to / heads.to > from / heads.from {
+        write!(out, ", new heads {}", name(new))?;
+    }
+    Ok(())
 }

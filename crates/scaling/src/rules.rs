@@ -1,15 +1,19 @@
 //! What becomes of each tensor, by its official name and layout (linear weights `[out, in]`).
 
-use meta_state::{MetaStateConfig, MetaStateState, Sse};
+use burn::tensor::Tensor;
+use meta_state::{MetaStateConfig, MetaStateState, Scale, Sse};
 use rwkv7_core::{
     Rwkv7Config,
     config::{LayerDims, SecondHalfConfig},
     layers::{ChannelMixConfig, ChannelMixState, SecondHalf},
 };
 
-use crate::{ScalingError, grow::pad};
+use crate::{ScalingError, grow::pad, plan::Heads};
 
-/// Where the new entries along an axis come from.
+/// Factor of [`Method::ShrinkPerturb`](crate::Method::ShrinkPerturb) on what was learned.
+const SHRINK: f64 = 0.4;
+
+/// What the new entries along an axis are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum New {
     /// Zeros.
@@ -20,40 +24,143 @@ pub enum New {
     Random,
     /// The values that the larger model starts with.
     Initial,
+    /// The old ones once more.
+    Copy,
+    /// The old ones once more, all of them shared out, so that copies of what they multiply add up to what it was. The
+    /// shares are unequal: equal ones would get equal gradients for ever.
+    Share,
+}
+
+/// Where the old entries are along an axis, and what the others are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Axis {
+    /// The old ones first.
+    Plain(New),
+    /// Channels `[H, N]`: the old ones first in every head, the old heads first.
+    Channels {
+        /// Entries of new heads.
+        heads: New,
+        /// New entries of all heads.
+        size: New,
+    },
+}
+
+impl From<New> for Axis {
+    fn from(new: New) -> Self {
+        Self::Plain(new)
+    }
 }
 
 /// What becomes of a tensor.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Rule {
-    /// The old entries times `scale` come first along every axis; `axes` says where the others come from. Where an entry is
-    /// new along several axes, zeros win over means, and means over the others.
+    /// The old entries times `scale`, and others around them. Where an entry is new along several axes, zeros win over
+    /// means, and means over the others.
     Grow {
         /// Factor on the old entries.
         scale: f64,
         /// One an axis.
-        axes: Vec<New>,
+        axes: Vec<Axis>,
+        /// Whether the larger model's initial values are added to the old entries.
+        perturbed: bool,
     },
     /// `c [I; 1/C 1ᵀ]`: from the old width to the new one.
     Lift,
+    /// An embedding, or its norm, whose new channels come in pairs of opposite sign; see [`Embedding::Paired`].
+    ///
+    /// [`Embedding::Paired`]: crate::Embedding::Paired
+    Paired,
     /// All of it at its initial value.
     Fresh,
+    /// Small random values, where the initial value is zero: a product of two factors that are both zero never learns, and one
+    /// of them being zero costs a step.
+    Small,
 }
 
 impl Rule {
-    fn grow<const D: usize>(axes: [New; D]) -> Self {
+    fn grow<const D: usize>(axes: [Axis; D]) -> Self {
         Self::scaled(1.0, axes)
     }
 
-    fn scaled<const D: usize>(scale: f64, axes: [New; D]) -> Self {
+    fn scaled<const D: usize>(scale: f64, axes: [Axis; D]) -> Self {
         Self::Grow {
             scale,
             axes: axes.into(),
+            perturbed: false,
         }
     }
 
     /// A vector `[1, 1, C]`.
-    fn vector(new: New) -> Self {
-        Self::grow([New::Zero, New::Zero, new])
+    fn vector(axis: Axis) -> Self {
+        Self::grow([New::Zero.into(), New::Zero.into(), axis])
+    }
+
+    /// What becomes of the mean of the gradients' powers of this order, which Adam keeps: θ' = sθ has the gradient g / s. New
+    /// entries have seen nothing. None where no old entries are.
+    pub(crate) fn of_moment(&self, order: i32) -> Option<Self> {
+        let seen = |new: New| match new {
+            New::Copy | New::Share => New::Copy,
+            _ => New::Zero,
+        };
+        let axis = |axis: &Axis| match *axis {
+            Axis::Plain(new) => Axis::Plain(seen(new)),
+            Axis::Channels { heads, size } => Axis::Channels {
+                heads: seen(heads),
+                size: seen(size),
+            },
+        };
+        match self {
+            Self::Grow {
+                scale,
+                axes,
+                perturbed: false,
+            } => Some(Self::Grow {
+                scale: scale.powi(-order),
+                axes: axes.iter().map(axis).collect(),
+                perturbed: false,
+            }),
+            _ => None,
+        }
+    }
+}
+
+/// How the axes of one growth's tensors become longer.
+#[derive(Clone, Copy, Debug)]
+pub struct Axes {
+    /// c, the factor on the residual stream.
+    pub scale: f64,
+    /// The heads.
+    pub heads: Heads,
+}
+
+impl Axes {
+    /// Channels of the residual stream.
+    pub fn width(&self, new: New) -> Axis {
+        Axis::Channels {
+            heads: new,
+            size: new,
+        }
+    }
+
+    /// Channels of time mixing: those of new heads, and those within a head where it is a copy of the old ones.
+    fn inner(&self, heads: New, size: New) -> Axis {
+        let size = if self.heads.copies().is_some() {
+            size
+        } else {
+            // Outside the norms, or not exact: silent keys, values and outputs are the least that can be done.
+            match size {
+                New::Copy | New::Share => New::Zero,
+                other => other,
+            }
+        };
+        Axis::Channels { heads, size }
+    }
+
+    /// Channels within one head.
+    fn within(&self, size: New) -> Axis {
+        match self.inner(New::Zero, size) {
+            Axis::Channels { size, .. } | Axis::Plain(size) => Axis::Plain(size),
+        }
     }
 }
 
@@ -66,11 +173,18 @@ pub trait Growable: SecondHalfConfig {
     /// [`ScalingError`] names the field.
     fn check(&self, to: &Self) -> Result<(), ScalingError>;
 
-    /// The rule for the tensor called `name` within the second half; `scale` is c.
-    fn rule(&self, name: &str, scale: f64) -> Rule;
+    /// The tensor that cannot be grown without changing what is computed, and the reason; heads of more channels are copies of
+    /// themselves where `heads` says so.
+    fn obstacle(&self, heads: Heads) -> Option<(&'static str, &'static str)>;
+
+    /// The rule for the tensor called `name` within the second half.
+    fn rule(&self, name: &str, axes: &Axes) -> Rule;
+
+    /// Factor on the second half's normalised input.
+    fn input_scale(&self, heads: Heads) -> f64;
 
     /// The layer's state in a model of these larger dimensions.
-    fn grow_state(&self, state: StateOf<Self>, to: &LayerDims) -> StateOf<Self>;
+    fn grow_state(&self, state: StateOf<Self>, heads: Heads, to: &LayerDims) -> StateOf<Self>;
 }
 
 /// What a layer of this configuration carries.
@@ -81,18 +195,27 @@ impl Growable for ChannelMixConfig {
         at_least("ffn_size", self.ffn_size, to.ffn_size)
     }
 
-    fn rule(&self, name: &str, scale: f64) -> Rule {
+    fn obstacle(&self, _heads: Heads) -> Option<(&'static str, &'static str)> {
+        None
+    }
+
+    fn rule(&self, name: &str, axes: &Axes) -> Rule {
+        let random = || New::Random.into();
         match name {
-            "x_k" => Rule::vector(New::Initial),
-            "key.weight" => Rule::grow([New::Random, New::Random]),
-            "value.weight" => Rule::scaled(scale, [New::Mean, New::Zero]),
+            "x_k" => Rule::vector(axes.width(New::Initial)),
+            "key.weight" => Rule::grow([random(), axes.width(New::Random)]),
+            "value.weight" => Rule::scaled(axes.scale, [axes.width(New::Mean), New::Zero.into()]),
             other => unreachable!("no tensor of channel mixing is called {other}"),
         }
     }
 
-    fn grow_state(&self, state: ChannelMixState, to: &LayerDims) -> ChannelMixState {
+    fn input_scale(&self, _heads: Heads) -> f64 {
+        1.0
+    }
+
+    fn grow_state(&self, state: ChannelMixState, heads: Heads, to: &LayerDims) -> ChannelMixState {
         ChannelMixState {
-            shift: pad(state.shift, 1, to.n_embd),
+            shift: pad_channels(state.shift, heads, to),
         }
     }
 }
@@ -125,52 +248,183 @@ impl Growable for MetaStateConfig {
         Ok(())
     }
 
-    fn rule(&self, name: &str, scale: f64) -> Rule {
+    fn obstacle(&self, heads: Heads) -> Option<(&'static str, &'static str)> {
+        if heads.from == heads.to {
+            return None;
+        }
+        match (self.sse, self.scale) {
+            (Sse::TopLeft(_), _) => Some((
+                "W_oms",
+                "the state's first n rows and columns hold less of the removal key of a larger head",
+            )),
+            (_, Scale::L2) => Some((
+                "W_oms",
+                "z of length 1 stays of length 1 in a larger head, so z msᵀ becomes smaller against the norm's epsilon",
+            )),
+            _ => None,
+        }
+    }
+
+    fn rule(&self, name: &str, axes: &Axes) -> Rule {
+        let random = || New::Random.into();
         match name {
-            "x_k" => Rule::vector(New::Initial),
+            "x_k" => Rule::vector(axes.width(New::Initial)),
             // New heads write nothing, even once they have woken up.
-            "W_oms" => Rule::scaled(scale, [New::Zero, New::Zero, New::Mean]),
-            "sse1" => Rule::grow([New::Random, New::Zero, New::Random]),
-            "sse2" => Rule::grow([New::Random, New::Zero, New::Zero]),
-            "mix" => Rule::grow([New::Initial, New::Initial]),
-            "W_sse" => Rule::grow([New::Random, New::Zero, New::Zero]),
-            "ln.weight" | "ln.bias" => Rule::grow([New::Initial]),
+            "W_oms" => Rule::scaled(
+                axes.scale,
+                [
+                    New::Zero.into(),
+                    axes.within(New::Share),
+                    axes.width(New::Mean),
+                ],
+            ),
+            "sse1" => Rule::grow([random(), random(), random()]),
+            "sse2" => Rule::grow([random(), New::Zero.into(), axes.within(New::Share)]),
+            "mix" => Rule::grow([New::Initial.into(), New::Initial.into()]),
+            "W_sse" => Rule::grow([random(), random(), axes.within(New::Copy)]),
+            "ln.weight" | "ln.bias" => Rule::grow([axes.inner(New::Initial, New::Copy)]),
             other => unreachable!("no tensor of Meta-State is called {other}"),
         }
     }
 
-    fn grow_state(&self, state: MetaStateState, to: &LayerDims) -> MetaStateState {
+    /// z and ms of k copies of a head: z msᵀ has k times as many products of three factors.
+    fn input_scale(&self, heads: Heads) -> f64 {
+        match heads.copies() {
+            Some(copies) => (copies as f64).powf(-1.0 / 3.0),
+            None => 1.0,
+        }
+    }
+
+    fn grow_state(&self, state: MetaStateState, heads: Heads, to: &LayerDims) -> MetaStateState {
+        let scale = self.input_scale(heads);
         MetaStateState {
-            ms: pad(state.ms, 1, to.n_head()),
-            shift: state.shift.map(|shift| pad(shift, 1, to.n_embd)),
+            ms: grow_matrices(state.ms * scale.powi(2), heads, to),
+            shift: state
+                .shift
+                .map(|shift| pad_channels(shift * scale, heads, to)),
         }
     }
 }
 
+/// `[batch, C]` with zeros for the new channels.
+pub(crate) fn pad_channels(x: Tensor<2>, heads: Heads, to: &LayerDims) -> Tensor<2> {
+    let [batch, width] = x.dims();
+    let x = x.reshape([batch, width / heads.from, heads.from]);
+    let x = pad(pad(x, 2, heads.to), 1, to.n_head());
+    x.reshape([batch, to.n_embd])
+}
+
+/// `[batch, H, n, n]` in larger heads, and zeros for new heads.
+pub(crate) fn grow_matrices(x: Tensor<4>, heads: Heads, to: &LayerDims) -> Tensor<4> {
+    let size = x.dims()[3];
+    let x = match heads.copies() {
+        Some(copies) => x.repeat_dim(2, copies).repeat_dim(3, copies),
+        // A part of the state that has its own size keeps it.
+        None if size == heads.from => pad(pad(x, 2, heads.to), 3, heads.to),
+        None => x,
+    };
+    pad(x, 1, to.n_head())
+}
+
 /// The rule for a tensor outside the second halves: of a block, by its name there, or of the whole model.
-pub(crate) fn rule<S>(config: &Rwkv7Config<S>, name: &str, scale: f64) -> Rule {
+pub(crate) fn rule<S: Growable>(config: &Rwkv7Config<S>, name: &str, axes: &Axes) -> Rule {
+    let scale = axes.scale;
+    let random = || New::Random.into();
     match name {
-        "emb.weight" => Rule::grow([New::Random, New::Zero]),
-        "head.weight" => Rule::grow([New::Random, New::Random]),
-        "ln0.weight" | "ln0.bias" => Rule::grow([New::Zero]),
+        "emb.weight" => Rule::grow([random(), axes.width(New::Zero)]),
+        "head.weight" => Rule::grow([random(), axes.width(New::Random)]),
+        "ln0.weight" | "ln0.bias" => Rule::grow([axes.width(New::Zero)]),
         "lift.weight" if config.embed_width.is_some() => {
-            Rule::scaled(scale, [New::Mean, New::Zero])
+            Rule::scaled(scale, [axes.width(New::Mean), New::Zero.into()])
         }
         "lift.weight" => Rule::Lift,
-        "ln1.weight" | "ln2.weight" | "ln_out.weight" => Rule::scaled(1.0 / scale, [New::Mean]),
-        "ln1.bias" | "ln2.bias" | "ln_out.bias" => Rule::grow([New::Zero]),
-        "att.x_r" | "att.x_w" | "att.x_k" | "att.x_v" | "att.x_a" | "att.x_g" | "att.w0"
-        | "att.a0" | "att.v0" | "att.k_k" | "att.k_a" => Rule::vector(New::Initial),
-        "att.ln_x.weight" | "att.ln_x.bias" => Rule::grow([New::Initial]),
-        "att.r_k" => Rule::grow([New::Initial, New::Zero]),
-        "att.receptance.weight" | "att.key.weight" | "att.value.weight" => {
-            Rule::grow([New::Random, New::Random])
+        "ln1.weight" | "ln_out.weight" => Rule::scaled(1.0 / scale, [axes.width(New::Mean)]),
+        "ln2.weight" => {
+            let input = config.second_half.input_scale(axes.heads);
+            Rule::scaled(input / scale, [axes.width(New::Mean)])
         }
-        "att.w1" | "att.a1" | "att.v1" | "att.g1" => Rule::grow([New::Random, New::Random]),
+        "ln2.bias" => {
+            let input = config.second_half.input_scale(axes.heads);
+            Rule::scaled(input, [axes.width(New::Zero)])
+        }
+        "ln1.bias" | "ln_out.bias" => Rule::grow([axes.width(New::Zero)]),
+        "att.x_r" | "att.x_w" | "att.x_k" | "att.x_v" | "att.x_a" | "att.x_g" => {
+            Rule::vector(axes.width(New::Initial))
+        }
+        "att.w0" | "att.a0" | "att.v0" | "att.k_k" | "att.k_a" => {
+            Rule::vector(axes.inner(New::Initial, copied(axes, New::Initial)))
+        }
+        "att.ln_x.weight" | "att.ln_x.bias" => {
+            Rule::grow([axes.inner(New::Initial, copied(axes, New::Initial))])
+        }
+        "att.r_k" => Rule::grow([New::Initial.into(), copied(axes, New::Initial).into()]),
+        "att.receptance.weight" => Rule::grow([
+            axes.inner(New::Random, shared(axes, New::Random)),
+            axes.width(New::Random),
+        ]),
+        "att.key.weight" | "att.value.weight" => {
+            Rule::grow([axes.inner(New::Random, New::Copy), axes.width(New::Random)])
+        }
+        "att.w1" | "att.a1" | "att.v1" | "att.g1" => {
+            Rule::grow([axes.width(New::Random), random()])
+        }
         // Sigmoid of zero is not zero: only the second factor can keep new ranks silent.
-        "att.w2" | "att.a2" | "att.v2" | "att.g2" => Rule::grow([New::Zero, New::Random]),
-        "att.output.weight" => Rule::scaled(scale, [New::Mean, New::Zero]),
+        "att.w2" | "att.a2" | "att.v2" | "att.g2" => Rule::grow([
+            New::Zero.into(),
+            axes.inner(New::Random, copied(axes, New::Random)),
+        ]),
+        "att.output.weight" => Rule::scaled(
+            scale,
+            [axes.width(New::Mean), axes.inner(New::Zero, New::Share)],
+        ),
         other => unreachable!("no tensor of RWKV-7 is called {other}"),
+    }
+}
+
+/// Copies where heads are copied, else what is free to be anything.
+fn copied(axes: &Axes, free: New) -> New {
+    axes.heads.copies().map_or(free, |_| New::Copy)
+}
+
+fn shared(axes: &Axes, free: New) -> New {
+    axes.heads.copies().map_or(free, |_| New::Share)
+}
+
+/// The share of the copy `copy` (from 0) of `copies`: 2/3 and 1/3, or 4/10 to 1/10.
+pub(crate) fn share(copy: usize, copies: usize) -> f64 {
+    let total: usize = (1..=copies).sum();
+    (copies - copy) as f64 / total as f64
+}
+
+/// The paper's growth (eq. 7 to 11) of a tensor that this rule would grow exactly: old entries as they are, the others as the
+/// larger model starts. That is zero for the appended columns of W_oms.
+pub(crate) fn paper(rule: Rule) -> Rule {
+    naive(rule, 1.0, false)
+}
+
+/// What was learned made smaller, plus the larger model's initial values; vectors as in [`paper`].
+pub(crate) fn shrink_perturb(rule: Rule, is_vector: bool) -> Rule {
+    match is_vector {
+        true => paper(rule),
+        false => naive(rule, SHRINK, true),
+    }
+}
+
+fn naive(rule: Rule, scale: f64, perturbed: bool) -> Rule {
+    let axis = |axis| match axis {
+        Axis::Plain(_) => New::Initial.into(),
+        Axis::Channels { .. } => Axis::Channels {
+            heads: New::Initial,
+            size: New::Initial,
+        },
+    };
+    match rule {
+        Rule::Grow { axes, .. } => Rule::Grow {
+            scale,
+            axes: axes.into_iter().map(axis).collect(),
+            perturbed,
+        },
+        other => other,
     }
 }
 

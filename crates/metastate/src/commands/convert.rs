@@ -1,14 +1,13 @@
 //! `metastate convert`: another format, dtype or architecture, tensor by tensor.
 
 use burn::tensor::DType;
-use recipes::{for_architecture, model::ModelConfig};
+use recipes::{for_architecture, model::ModelConfig, zoo::Source};
 use rwkv7_core::checkpoint::{Format, Replaced};
 use serde_json::json;
 
 use crate::{
     Outcome,
     cli::{self, Arch},
-    model::Source,
 };
 
 use super::report;

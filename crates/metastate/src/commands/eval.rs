@@ -8,6 +8,7 @@ use recipes::{
     },
     evaluate, for_architecture,
     model::AnyModel,
+    zoo::Source,
 };
 use serde_json::json;
 
@@ -15,7 +16,7 @@ use crate::{
     Outcome,
     cli::{Eval, Task},
     device,
-    model::Source,
+    model::tokenizer,
 };
 
 use super::report;
@@ -36,7 +37,7 @@ pub fn run(args: Eval) -> Outcome {
 
 /// The state is carried through the whole text.
 fn perplexity(args: &Eval, source: &Source, model: &AnyModel, device: &Device) -> Outcome {
-    let (name, tokenizer) = source.tokenizer(args.tokenizer.as_deref(), model.vocab_size())?;
+    let (name, tokenizer) = tokenizer(source, args.tokenizer.as_deref(), model.vocab_size())?;
     let corpus = Corpus {
         paths: &args.data,
         text_field: &args.text_field,
@@ -68,7 +69,7 @@ fn perplexity(args: &Eval, source: &Source, model: &AnyModel, device: &Device) -
 
 /// Numbers that training never showed.
 fn reverse(args: &Eval, source: &Source, model: &AnyModel, device: &Device) -> Outcome {
-    source.tokenizer(Some("byte"), model.vocab_size())?;
+    tokenizer(source, Some("byte"), model.vocab_size())?;
     let digits = usize::from(args.digits);
     let (rows, batches) = NUMBERS;
     let task = Reverse {

@@ -9,6 +9,7 @@ use burn::tensor::{Device, Tensor};
 use recipes::{
     for_architecture,
     model::{AnyModel, Model},
+    zoo::Source,
 };
 use rwkv7_core::{
     config::SecondHalfConfig,
@@ -21,7 +22,7 @@ use crate::{
     Outcome,
     cli::Generate,
     device,
-    model::{Source, row},
+    model::{row, tokenizer},
 };
 
 use super::report;
@@ -44,7 +45,7 @@ pub fn run(args: Generate) -> Outcome {
     let device: Device = device::open(args.on.device.as_deref())?;
     let source = Source::find(&args.model)?;
     let model = AnyModel::load(source.open()?, &device)?;
-    let (_, tokenizer) = source.tokenizer(args.tokenizer.as_deref(), model.vocab_size())?;
+    let (_, tokenizer) = tokenizer(&source, args.tokenizer.as_deref(), model.vocab_size())?;
     let tokenizer = tokenizer.as_ref();
     for_architecture!(AnyModel, model, model => generate(&args, &model, tokenizer, sampler, &device))
 }

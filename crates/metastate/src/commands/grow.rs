@@ -1,72 +1,76 @@
 //! `metastate grow`: a larger model that computes what the smaller one does.
 
-use std::{io, path::Path};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
-use burn::tensor::{DType, Device, Int, Tensor, TensorData};
-use recipes::{model::ModelConfig, zoo};
+use burn::tensor::{DType, Device, Int, Tensor};
+use recipes::{
+    for_architecture,
+    model::{ModelConfig, changed},
+    zoo::{self, Source},
+};
 use rwkv7_core::{
     Rwkv7Config, atomic,
     checkpoint::{Checkpoint, CheckpointError, Format},
-    config::ConfigError,
 };
-use scaling::{Difference, Growable, Method, Plan};
+use scaling::{Difference, Embedding, Growable, Method, Plan, ScalingError};
 use serde_json::{Value, json};
 
 use crate::{
     Outcome,
     cli::{self, Grow},
     device,
-    model::Source,
+    model::{row, tokenizer},
 };
 
 use super::report;
 
-/// Tokens that both models read for the comparison.
-const TOKENS: usize = 64;
+/// Tokens that both models read for the comparison, of a text and without one.
+const TOKENS: (usize, usize) = (512, 64);
 
 /// Largest difference of a lossless growth in f32, in standard deviations of the logits.
 const TOLERANCE: f64 = 1e-3;
+
+/// Time between lines of progress.
+const INTERVAL: Duration = Duration::from_secs(5);
 
 /// What can be wrong with a growth, besides what `scaling` says.
 #[derive(Debug, thiserror::Error)]
 enum GrowError {
     #[error("--to {given}: {reason}")]
     Target { given: String, reason: String },
+    #[error("--text {}: {reason}", path.display())]
+    Text { path: PathBuf, reason: String },
     #[error(
         "{output}: the larger model's logits differ from the smaller one's by up to {largest:.1e} standard deviations, which is \
          not lossless; nothing was written. Half-precision values that had to be scaled are rounded: try --dtype f32"
     )]
     NotLossless { output: String, largest: f64 },
+    #[error("{0}; --inexact grows it all the same")]
+    Inexact(ScalingError),
 }
 
 /// Grows a checkpoint file.
 pub fn run(args: Grow) -> Outcome {
     let source = Source::find(&args.input)?;
     let checkpoint = source.open()?;
+    let to = target(&args.to)?;
     let from = ModelConfig::of(&checkpoint)?;
-    let to = target(&args.to, &from)?;
-    match (from, to) {
-        (ModelConfig::Rwkv7(from), ModelConfig::Rwkv7(to)) => grow(&args, &source, checkpoint, &from, &to),
-        (ModelConfig::MetaState(from), ModelConfig::MetaState(to)) => {
-            grow(&args, &source, checkpoint, &from, &to)
-        }
-        (from, to) => Err(GrowError::Target {
+    for_architecture!(ModelConfig, from, from => {
+        let to = changed(&from, &to).map_err(|error| GrowError::Target {
             given: args.to.clone(),
-            reason: format!(
-                "a model of architecture {}, and {source} is one of architecture {}; `convert --arch` changes it",
-                to.architecture(),
-                from.architecture()
-            ),
-        }
-        .into()),
-    }
+            reason: error.reason,
+        })?;
+        grow(&args, &source, checkpoint, &from, &to)
+    })
 }
 
-/// The configuration that `--to` means: by name, or the model's own with some fields changed.
-fn target(
-    given: &str,
-    from: &ModelConfig,
-) -> Result<ModelConfig, Box<dyn std::error::Error + Send + Sync>> {
+/// What `--to` says: a name, or a JSON object, given or in a file.
+fn target(given: &str) -> Result<Value, GrowError> {
     let wrong = |reason: String| GrowError::Target {
         given: given.to_string(),
         reason,
@@ -76,26 +80,12 @@ fn target(
     } else if Path::new(given).is_file() {
         std::fs::read_to_string(given).map_err(|error| wrong(error.to_string()))?
     } else {
-        return zoo::config(given).map_err(|error| {
-            let hint = match &error {
-                ConfigError::UnknownPreset { .. } => "no such file, and ",
-                _ => "",
-            };
-            wrong(format!("{hint}{error}")).into()
-        });
+        return match zoo::config(given) {
+            Ok(_) => Ok(given.into()),
+            Err(error) => Err(wrong(format!("no such file, and {error}"))),
+        };
     };
-    let changes: Value = serde_json::from_str(&text).map_err(|error| wrong(error.to_string()))?;
-    let Value::Object(changes) = changes else {
-        return Err(wrong("expected a JSON object".into()).into());
-    };
-    let mut config = json!(from);
-    for (key, value) in changes {
-        match (&mut config[key.as_str()], value) {
-            (Value::Object(part), Value::Object(changes)) => part.extend(changes),
-            (place, value) => *place = value,
-        }
-    }
-    serde_json::from_value(config).map_err(|error| wrong(error.to_string()).into())
+    serde_json::from_str(&text).map_err(|error| wrong(error.to_string()))
 }
 
 fn grow<S: Growable>(
@@ -108,14 +98,24 @@ fn grow<S: Growable>(
     let method = match args.method {
         cli::Method::Lossless => Method::Lossless,
         cli::Method::Stack => Method::Stack,
+        cli::Method::Paper => Method::Paper,
+        cli::Method::ShrinkPerturb => Method::ShrinkPerturb,
     };
-    let plan = Plan::new(from, to, method)?;
+    let embedding = match args.paired {
+        true => Embedding::Paired,
+        false => Embedding::Lift,
+    };
+    let plan = Plan::new(from, to, method, embedding)?;
     if args.plan {
         report(false, Value::Null, || {
             plan.to_string().trim_end().to_string()
         });
         return Ok(());
     }
+    let plan = match args.inexact {
+        true => plan,
+        false => plan.exact().map_err(GrowError::Inexact)?,
+    };
     let dtype = match args.dtype {
         Some(cli::Dtype::F32) => Some(DType::F32),
         Some(cli::Dtype::F16) => Some(DType::F16),
@@ -180,21 +180,39 @@ fn write<S: Growable>(
     device: &Device,
     path: &Path,
 ) -> Result<Option<Difference>, Box<dyn std::error::Error + Send + Sync>> {
+    let tokens = match args.no_verify {
+        true => None,
+        false => Some(tokens(args, source, plan.from.vocab_size, device)?),
+    };
     eprintln!("writing {} tensors", plan.steps.len());
-    scaling::grow(checkpoint, plan, path, Format::Official, dtype, args.seed)?;
-    if args.no_verify {
+    let shown = Mutex::new(Instant::now());
+    let progress = move |done: usize, all: usize| {
+        let mut shown = shown.lock().unwrap_or_else(PoisonError::into_inner);
+        if shown.elapsed() >= INTERVAL {
+            *shown = Instant::now();
+            eprintln!("{} %", 100 * done / all);
+        }
+    };
+    let format = Format::Official;
+    let grown = scaling::grow(checkpoint, plan, path, format, dtype, args.seed, progress);
+    grown.map_err(|error| match error {
+        // The temporary file means nothing to anybody.
+        ScalingError::Checkpoint(CheckpointError::Write { source, .. }) => {
+            let path = args.output.clone();
+            CheckpointError::Write { path, source }.into()
+        }
+        error => error,
+    })?;
+    let Some(tokens) = tokens else {
         return Ok(None);
-    }
-    eprintln!("comparing both models on {TOKENS} tokens");
-    let vocab = plan.from.vocab_size;
-    let ids: Vec<i32> = (0..TOKENS).map(|i| (i * 7919 % vocab) as i32).collect();
-    let tokens = Tensor::<2, Int>::from_data(TensorData::new(ids, [1, TOKENS]), device);
+    };
+    eprintln!("comparing both models on {} tokens", tokens.dims()[1]);
     let (_, small) = source.open()?.load::<S>(device)?;
     let (_, large) = Checkpoint::open(path)?.load::<S>(device)?;
     let difference = Difference::between(&small, &large, tokens);
     // NaN is not lossless either.
     let lossless = difference.largest.is_finite() && difference.largest <= TOLERANCE;
-    if args.method == cli::Method::Lossless && !lossless {
+    if args.method == cli::Method::Lossless && !args.inexact && !lossless {
         return Err(GrowError::NotLossless {
             output: args.output.display().to_string(),
             largest: difference.largest,
@@ -202,4 +220,34 @@ fn write<S: Growable>(
         .into());
     }
     Ok(Some(difference))
+}
+
+/// What both models read, `[1, time]`: the beginning of a text, or tokens from all over the vocabulary.
+fn tokens(
+    args: &Grow,
+    source: &Source,
+    vocab_size: usize,
+    device: &Device,
+) -> Result<Tensor<2, Int>, Box<dyn std::error::Error + Send + Sync>> {
+    let (of_text, others) = TOKENS;
+    let ids = match &args.text {
+        None => (0..others)
+            .map(|i| (i * 7919 % vocab_size) as u32)
+            .collect(),
+        Some(path) => {
+            let wrong = |reason: String| GrowError::Text {
+                path: path.clone(),
+                reason,
+            };
+            let text = std::fs::read_to_string(path).map_err(|error| wrong(error.to_string()))?;
+            let (_, tokenizer) = tokenizer(source, args.tokenizer.as_deref(), vocab_size)?;
+            let mut ids = tokenizer.encode(&text)?;
+            ids.truncate(of_text);
+            if ids.is_empty() {
+                return Err(wrong("the file is empty".into()).into());
+            }
+            ids
+        }
+    };
+    Ok(row(&ids, vocab_size, device)?)
 }

@@ -1,9 +1,9 @@
 //! `metastate inspect`: what a checkpoint is.
 
-use recipes::model::ModelConfig;
+use recipes::{model::ModelConfig, zoo::Source};
 use serde_json::json;
 
-use crate::{Outcome, cli::Inspect, model::Source};
+use crate::{Outcome, cli::Inspect};
 
 use super::report;
 

@@ -1,14 +1,9 @@
 //! `metastate logits`: the last position's logits.
 
-use recipes::{for_architecture, model::AnyModel};
+use recipes::{for_architecture, model::AnyModel, zoo::Source};
 use serde_json::json;
 
-use crate::{
-    Outcome,
-    cli::Logits,
-    device,
-    model::{Source, row},
-};
+use crate::{Outcome, cli::Logits, device, model::row};
 
 use super::report;
 

@@ -10,8 +10,12 @@ use rwkv7_core::{
     Rwkv7, Rwkv7Config,
     checkpoint::{Checkpoint, CheckpointError},
     config::{ConfigError, LayerDims, SecondHalfConfig},
+    layers::ChannelMixConfig,
 };
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::zoo;
 
 pub use spec::ModelSpec;
 
@@ -48,7 +52,7 @@ pub struct Model<S: SecondHalfConfig> {
 #[derive(Debug)]
 pub enum AnyModel {
     /// RWKV-7.
-    Rwkv7(Box<Model<rwkv7_core::layers::ChannelMixConfig>>),
+    Rwkv7(Box<Model<ChannelMixConfig>>),
     /// RWKV-7 with Meta-State.
     MetaState(Box<Model<MetaStateConfig>>),
 }
@@ -103,6 +107,42 @@ impl ModelConfig {
         for_architecture!(ModelConfig, self, config => config.dims())
     }
 
+    /// A model of the same kind whose layers, widths and head size are divided by `by`.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`] if they cannot be.
+    pub fn scaled_down(self, by: usize) -> Result<Self, ConfigError> {
+        let base = self.base();
+        for (field, value) in [("n_embd", base.n_embd), ("head_size", base.head_size)] {
+            if !value.is_multiple_of(by) {
+                return Err(ConfigError::field(
+                    "scale_down",
+                    by,
+                    format!("a divisor of {field} = {value}"),
+                ));
+            }
+        }
+        let part = |value: usize| (value / by).max(1);
+        let base = Rwkv7Config {
+            n_layer: (base.n_layer as f64 / by as f64).round().max(1.0) as usize,
+            n_embd: base.n_embd / by,
+            head_size: base.head_size / by,
+            decay_rank: part(base.decay_rank),
+            in_context_rank: part(base.in_context_rank),
+            value_rank: part(base.value_rank),
+            gate_rank: part(base.gate_rank),
+            ..base
+        };
+        Ok(match self {
+            Self::Rwkv7(config) => {
+                let ffn_size = part(config.second_half.ffn_size);
+                Self::Rwkv7(base.with_second_half(ChannelMixConfig { ffn_size }))
+            }
+            Self::MetaState(config) => Self::MetaState(base.with_second_half(config.second_half)),
+        })
+    }
+
     /// Exact number of parameters.
     pub fn num_params(&self) -> usize {
         for_architecture!(ModelConfig, self, config => config.num_params())
@@ -121,6 +161,89 @@ impl ModelConfig {
     pub fn validate(&self) -> Result<(), ConfigError> {
         for_architecture!(ModelConfig, self, config => config.validate())
     }
+}
+
+/// A growth to something that is no model of the same kind.
+#[derive(Debug, thiserror::Error)]
+#[error("growth to {given}: {reason}")]
+pub struct TargetError {
+    /// What was asked for.
+    pub given: String,
+    /// What is wrong, and what to do.
+    pub reason: String,
+}
+
+/// What a model of configuration `from` becomes: `to` is the name of a model, or the fields that change; `ffn_size` means that of
+/// the second half, and nothing where it has none.
+///
+/// # Errors
+///
+/// [`TargetError`].
+pub fn changed<S: SecondHalfConfig>(
+    from: &Rwkv7Config<S>,
+    to: &Value,
+) -> Result<Rwkv7Config<S>, TargetError> {
+    let wrong = |reason: String| TargetError {
+        given: to.to_string(),
+        reason,
+    };
+    if let Value::String(name) = to {
+        let named = zoo::config(name).map_err(|error| wrong(error.to_string()))?;
+        if named.architecture() != S::ARCHITECTURE {
+            return Err(wrong(format!(
+                "a model of architecture {}, and this one is of architecture {}; `convert --arch` changes it",
+                named.architecture(),
+                S::ARCHITECTURE
+            )));
+        }
+        let mut json = json!(named);
+        if let Value::Object(fields) = &mut json {
+            fields.remove(ARCHITECTURE);
+        }
+        return serde_json::from_value(json).map_err(|error| wrong(error.to_string()));
+    }
+    let Value::Object(changes) = to else {
+        return Err(wrong("expected a name or a JSON object".into()));
+    };
+    let mut config = json!(from);
+    for (key, value) in changes {
+        match (&mut config[key.as_str()], value) {
+            (_, Value::String(name)) if key == ARCHITECTURE && name == S::ARCHITECTURE => {
+                if let Value::Object(config) = &mut config {
+                    config.remove(ARCHITECTURE);
+                }
+            }
+            (_, value) if key == ARCHITECTURE => {
+                return Err(wrong(format!(
+                    "a model of architecture {value}, and this one is of architecture {}; `convert --arch` changes it",
+                    S::ARCHITECTURE
+                )));
+            }
+            (Value::Object(part), Value::Object(changes)) => part.extend(changes.clone()),
+            // As recipes call it; other second halves have none.
+            (Value::Null, size) if key == "ffn_size" => {
+                if let Some(fields) = config.as_object_mut() {
+                    fields.remove(key);
+                }
+                if let Some(place) = config["second_half"].get_mut(key) {
+                    *place = size.clone();
+                }
+            }
+            (place, value) => *place = value.clone(),
+        }
+    }
+    serde_json::from_value(config).map_err(|error| wrong(error.to_string()))
+}
+
+/// The key of a configuration's architecture in JSON.
+const ARCHITECTURE: &str = "architecture";
+
+/// Floating-point operations of training for each token: six for each parameter but the embedding's, which is looked up, and
+/// 27 for each value of the state, of which a step reads or changes each about nine times and training does thrice as much.
+pub fn flops_per_token<S: SecondHalfConfig>(config: &Rwkv7Config<S>) -> f64 {
+    let table = config.vocab_size * config.embed_width.unwrap_or(config.n_embd);
+    let matrices = config.num_params() - table;
+    6.0 * matrices as f64 + 27.0 * config.num_state_values() as f64
 }
 
 impl AnyModel {

@@ -204,6 +204,14 @@ pub struct NewestAndBest {
     pub keep: usize,
     /// Validation losses.
     pub history: History,
+    /// Epochs after which the model grew. The best checkpoint is one of the model as it is.
+    pub growths: Vec<usize>,
+}
+
+/// The first epoch whose checkpoint has the model of epoch `epoch`'s size.
+pub fn first_of_size(growths: &[usize], epoch: usize) -> usize {
+    let past = growths.iter().filter(|growth| **growth <= epoch);
+    past.copied().max().unwrap_or(0)
 }
 
 impl CheckpointingStrategy for NewestAndBest {
@@ -219,7 +227,9 @@ impl CheckpointingStrategy for NewestAndBest {
         }
         let mut epochs = complete(&self.folder);
         epochs.push(epoch);
-        let best = self.history.best(&epochs);
+        let first = first_of_size(&self.growths, epoch);
+        let alike: Vec<usize> = epochs.iter().copied().filter(|e| *e >= first).collect();
+        let best = self.history.best(&alike);
         let mut actions = vec![CheckpointingAction::Save];
         actions.extend(
             epochs

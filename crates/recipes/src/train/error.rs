@@ -5,8 +5,10 @@ use std::{path::PathBuf, sync::Arc};
 use burn::train::TrainingError;
 use rwkv7_core::{checkpoint::CheckpointError, config::ConfigError, tokenizer::TokenizerError};
 
+use scaling::ScalingError;
+
 use super::checkpoints::Damaged;
-use crate::{data::DataError, recipe::RecipeError};
+use crate::{data::DataError, model::TargetError, recipe::RecipeError, zoo::Untrained};
 
 /// Why a run did not start or did not end well.
 #[derive(Debug, thiserror::Error)]
@@ -26,6 +28,27 @@ pub enum TrainError {
     /// The trained model cannot be written.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    /// A growth that is impossible.
+    #[error("recipe: `grow`: {0}")]
+    Growth(#[from] ScalingError),
+    /// A growth to something that is no model.
+    #[error("recipe: `grow`: {0}")]
+    Target(#[from] TargetError),
+    /// A model to start from that has no weights.
+    #[error("recipe: `start`: {0}")]
+    Untrained(#[from] Untrained),
+    /// A model to start from that has fewer ids than the tokenizer.
+    #[error(
+        "recipe: `start` {start}: the model knows {found} ids, and the tokenizer has {expected}; train it with its own tokenizer"
+    )]
+    Vocabulary {
+        /// The model.
+        start: String,
+        /// Its vocabulary.
+        found: usize,
+        /// The tokenizer's.
+        expected: usize,
+    },
     /// The output folder holds a run already.
     #[error("{}: holds another run; go on with it by --resume, or choose another folder by --out", path.display())]
     Occupied {
@@ -100,11 +123,5 @@ pub enum TrainError {
     Failed {
         /// The cause.
         source: Arc<TrainingError>,
-    },
-    /// Burn does not accept the learning-rate schedule.
-    #[error("training cannot be set up: {reason}")]
-    Setup {
-        /// What Burn says.
-        reason: String,
     },
 }

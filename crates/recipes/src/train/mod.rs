@@ -11,6 +11,7 @@
 mod checkpoints;
 mod error;
 mod folder;
+mod growth;
 mod journal;
 mod metrics;
 mod progress;
@@ -40,6 +41,7 @@ use rwkv7_core::{
     layers::SecondHalf,
     tokenizer::{self, Tokenizer},
 };
+use scaling::Growable;
 use serde::Serialize;
 
 use crate::{
@@ -51,17 +53,21 @@ use crate::{
     },
     evaluate::{self, ReverseReport, TextReport},
     for_architecture,
+    model::ModelConfig,
     recipe::{Recipe, Task},
+    zoo::Source,
 };
 
 use checkpoints::NewestAndBest;
 use folder::write_json;
+use growth::Stages;
 use journal::{Journal, NotFinite, Steps};
 use metrics::Track;
 use progress::PlainProgress;
 
 pub use checkpoints::Damaged;
 pub use error::TrainError;
+pub use growth::{Evolution, Held, Stage};
 pub use trainee::{StepOutput, StepSettings, Trainee};
 
 /// How a run is started.
@@ -82,6 +88,8 @@ pub struct Report {
     pub epoch: usize,
     /// Its number of parameters.
     pub parameters: usize,
+    /// The sizes that it went through.
+    pub stages: Vec<Stage>,
     /// Seconds of training, without evaluation.
     pub training_seconds: f64,
     /// Evaluation of a text model on the validation text.
@@ -122,14 +130,36 @@ pub fn train(
 ) -> Result<Report, TrainError> {
     recipe.validate()?;
     let tokenizer = tokenizer::load(&recipe.tokenizer)?;
-    let config = recipe.model.config(recipe.arch, tokenizer.vocab_size())?;
-    for_architecture!(ModelConfig, config, config => fit(recipe, config, tokenizer, out, device, options))
+    let vocab_size = tokenizer.vocab_size();
+    let (config, start) = match &recipe.start {
+        None => {
+            let config = recipe.model.config(recipe.arch, vocab_size)?;
+            (config.scaled_down(recipe.scale_down)?, None)
+        }
+        Some(start) => {
+            let checkpoint = Source::find(Path::new(start))?.open()?;
+            let config = ModelConfig::of(&checkpoint)?;
+            let found = config.base().vocab_size;
+            if found < vocab_size {
+                return Err(TrainError::Vocabulary {
+                    start: start.clone(),
+                    found,
+                    expected: vocab_size,
+                });
+            }
+            (config, Some(checkpoint))
+        }
+    };
+    for_architecture!(ModelConfig, config, config => {
+        fit(recipe, config, start, tokenizer, out, device, options)
+    })
 }
 
 /// [`train`] for a model of this configuration.
-fn fit<S: SecondHalfConfig>(
+fn fit<S: Growable>(
     recipe: &Recipe,
     config: Rwkv7Config<S>,
+    start: Option<Checkpoint>,
     tokenizer: Box<dyn Tokenizer>,
     out: &Path,
     device: &Device,
@@ -138,8 +168,18 @@ fn fit<S: SecondHalfConfig>(
     let folder = out.join("checkpoints");
     let done = folder::check(recipe, out, &folder, options.resume)?;
     let data = prepare(recipe, tokenizer)?;
-    let schedule = schedule::schedule(&recipe.learning_rate, recipe.steps)?;
-    let optimizer = recipe.optimizer.init();
+    let schedule = schedule::schedule(recipe);
+    let mut optimizer = recipe.optimizer.init();
+    let interrupter = Interrupter::new();
+    let validation = (data.validation.clone(), data.validation_batches);
+    let stages = Stages::new(recipe, &config, validation, out, interrupter.clone())?;
+    let stages = Arc::new(stages);
+    let steps_done = done * recipe.steps_per_epoch;
+    // A run that goes on has the size that it had.
+    let config = match done {
+        0 => config,
+        _ => stages.config(steps_done).clone(),
+    };
 
     let file_error = |path: PathBuf| move |source| TrainError::File { path, source };
     std::fs::create_dir_all(out).map_err(file_error(out.to_path_buf()))?;
@@ -147,7 +187,6 @@ fn fit<S: SecondHalfConfig>(
     write_json(&out.join("config.json"), &checkpoint::config_json(&config))?;
     std::fs::create_dir_all(&folder).map_err(file_error(folder.clone()))?;
     checkpoints::remove_incomplete(&folder).map_err(file_error(folder.clone()))?;
-    let interrupter = Interrupter::new();
     let steps = Steps {
         done,
         per_epoch: recipe.steps_per_epoch,
@@ -164,10 +203,18 @@ fn fit<S: SecondHalfConfig>(
         l2_wrap: recipe.l2_wrap,
         diagnostics: recipe.diagnostics,
     };
-    let trainee = Trainee::new(config.init(&device, recipe.seed), settings);
-    let parameters = trainee.num_params();
+    let model = match start {
+        Some(start) if done == 0 => start.into_model(&config, &device, FloatDType::F32)?,
+        _ => config.init(&device, recipe.seed),
+    };
+    let model = match done {
+        0 => stages.begin(model, &mut optimizer)?,
+        _ => model,
+    };
+    let trainee = Trainee::new(model, settings).in_course(stages.clone(), steps_done);
     eprintln!(
-        "{parameters} parameters, epochs {} to {} of {} steps, output in {}",
+        "{} parameters, epochs {} to {} of {} steps, output in {}",
+        trainee.num_params(),
         done + 1,
         recipe.epochs(),
         recipe.steps_per_epoch,
@@ -177,6 +224,11 @@ fn fit<S: SecondHalfConfig>(
     let batches = [recipe.steps_per_epoch, recipe.steps].map(|steps| steps * recipe.accumulation);
     let training = Loader::training(data.training, batches.into(), done, &device);
     let validation = Loader::validation(data.validation, data.validation_batches, &device);
+    let growths: Vec<usize> = recipe
+        .grow
+        .iter()
+        .map(|growth| growth.after / recipe.steps_per_epoch)
+        .collect();
     let [model_part, optimizer_part, schedule_part] = checkpoints::parts(&folder);
     let mut run = SupervisedTraining::new(out, Arc::new(training), Arc::new(validation))
         .with_interrupter(interrupter)
@@ -191,10 +243,11 @@ fn fit<S: SecondHalfConfig>(
             folder: folder.clone(),
             keep: recipe.keep_checkpoints,
             history: history.clone(),
+            growths: growths.clone(),
         })
         .num_epochs(recipe.epochs());
     if recipe.diagnostics {
-        for layer in 0..config.n_layer {
+        for layer in 0..stages.last().n_layer {
             for (index, name) in S::Layer::MEASUREMENTS.iter().enumerate() {
                 let track = Track::measurement(layer, index, name);
                 run = run
@@ -215,6 +268,9 @@ fn fit<S: SecondHalfConfig>(
     let started = Instant::now();
     let result = run.launch(Learner::new(trainee, optimizer, schedule));
     let training_seconds = started.elapsed().as_secs_f64();
+    if let Some(error) = stages.failure() {
+        return Err(error);
+    }
     if let Some(source) = result.error {
         return Err(TrainError::Failed { source });
     }
@@ -229,24 +285,27 @@ fn fit<S: SecondHalfConfig>(
     drop(result.renderer);
 
     let device = device.inner();
+    let config = stages.last();
     let last = recipe.epochs();
-    let epoch = history
-        .best(&checkpoints::complete(&folder))
-        .unwrap_or(last);
+    let first = checkpoints::first_of_size(&growths, last);
+    let mut epochs = checkpoints::complete(&folder);
+    epochs.retain(|epoch| *epoch >= first);
+    let epoch = history.best(&epochs).unwrap_or(last);
     let network = if epoch == last {
         result.model.model
     } else {
         Checkpoint::open(&checkpoints::model_file(&folder, epoch))?.into_model(
-            &config,
+            config,
             &device,
             FloatDType::F32,
         )?
     };
-    let model = save(out, &config, &network)?;
+    let model = save(out, config, &network)?;
     let mut report = Report {
         model,
         epoch,
-        parameters,
+        parameters: config.num_params(),
+        stages: stages.report()?,
         training_seconds,
         text: None,
         reverse: None,

@@ -42,8 +42,15 @@ fn journal(out: &Path) -> Vec<(String, u64, f64)> {
     let lines = text.lines().map(|line| {
         let line: Value = serde_json::from_str(line).unwrap();
         let split = line["split"].as_str().unwrap().to_string();
-        let loss = line["loss"].as_f64().unwrap();
-        (split, line["step"].as_u64().unwrap(), loss)
+        let loss = match split.as_str() {
+            "growth" => &line["loss_after"],
+            _ => &line["loss"],
+        };
+        (
+            split,
+            line["step"].as_u64().unwrap(),
+            loss.as_f64().unwrap(),
+        )
     });
     lines.collect()
 }
@@ -186,4 +193,163 @@ fn a_run_killed_before_it_began_can_be_started() {
     );
     std::fs::write(folder.path().join(".incomplete-abc"), "{").unwrap();
     run(&recipe(&["steps=3"]), folder.path(), false).unwrap();
+}
+
+/// Growth in the middle of a run: twice, with a width ratio that is no integer, new layers, and a run gone on in between.
+#[test]
+fn a_model_grows_while_it_is_trained() {
+    for arch in ["rwkv7", "meta-state"] {
+        let folder = tempfile::tempdir().unwrap();
+        let [whole, parts] = ["whole", "parts"].map(|name| folder.path().join(name));
+        let recipe = recipe(&[
+            &format!("arch={arch}"),
+            "diagnostics=true",
+            r#"grow=[{"after":3,"to":{"n_embd":48,"ffn_size":160}},{"after":9,"to":{"n_layer":2},"warmup_steps":2}]"#,
+        ]);
+        let report = run(&recipe, &whole, false).unwrap();
+        let from: Vec<usize> = report.stages.iter().map(|stage| stage.from_step).collect();
+        assert_eq!(from, [0, 3, 9]);
+        assert_eq!(report.stages[2].parameters, report.parameters);
+        for stage in &report.stages[1..] {
+            let (before, after) = (stage.loss_before.unwrap(), stage.loss_after.unwrap());
+            assert!((before - after).abs() < 1e-4, "{before} and {after}");
+        }
+        assert!(report.epoch >= 3, "of the last size");
+        let config: Value =
+            serde_json::from_str(&std::fs::read_to_string(whole.join("config.json")).unwrap())
+                .unwrap();
+        assert_eq!(
+            (&config["n_embd"], &config["n_layer"]),
+            (&48.into(), &2.into())
+        );
+
+        killed(&whole, &parts, 1..=2);
+        let again = run(&recipe, &parts, true).unwrap();
+        assert_eq!(again.stages, report.stages_without_seconds_of(&again));
+        assert_eq!(journal(&whole), journal(&parts));
+        assert_eq!(
+            tensors(&whole.join("model.safetensors")),
+            tensors(&parts.join("model.safetensors"))
+        );
+    }
+}
+
+impl Report {
+    /// The stages with another run's clock.
+    fn stages_without_seconds_of(&self, other: &Report) -> Vec<Stage> {
+        let pairs = self.stages.iter().zip(&other.stages);
+        pairs
+            .map(|(stage, other)| Stage {
+                seconds: other.seconds,
+                ..stage.clone()
+            })
+            .collect()
+    }
+}
+
+/// AdamW with weight decay, 200 steps: what was there before stays as it was, bit for bit, and the rest learns.
+#[test]
+fn new_entries_alone_are_trained_if_asked() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let long = |name: &str, more: &[&str]| {
+        let settings = [
+            &[
+                "steps=200",
+                "steps_per_epoch=100",
+                "optimizer.weight_decay=0.5",
+                "validation_batches=1",
+            ],
+            more,
+        ]
+        .concat();
+        run(&recipe(&settings), &at(name), false).unwrap()
+    };
+    for arch in ["rwkv7", "meta-state"] {
+        let small = format!("{arch}-small");
+        let arch = format!("arch={arch}");
+        run(&recipe(&[&arch]), &at(&small), false).unwrap();
+        let start = format!("start={}", at(&small).display());
+        let grow = |rate: &str| {
+            format!(r#"grow=[{{"after":0,"to":{{"n_embd":48,"n_layer":2}},"old_rate":{rate}}}]"#)
+        };
+        // The model right after growth: what a learning rate of next to nothing leaves.
+        let held = format!("{small}-held");
+        long(&held, &[&start, &grow("0"), "keep_checkpoints=2"]);
+        let grown = at(&format!("{small}.safetensors"));
+        let source = Checkpoint::open(&at(&small)).unwrap();
+        fn check<S: Growable>(source: Checkpoint, held: &Path, grown: &Path) {
+            let from: Rwkv7Config<S> = source.config().unwrap();
+            let to = Rwkv7Config {
+                n_embd: 48,
+                n_layer: 2,
+                ..from.clone()
+            };
+            let (lossless, lift) = (scaling::Method::Lossless, scaling::Embedding::Lift);
+            let plan = scaling::Plan::new(&from, &to, lossless, lift).unwrap();
+            let format = checkpoint::Format::Official;
+            scaling::grow(&source, &plan, grown, format, None, 0, |_, _| {}).unwrap();
+            let (before, after) = (tensors(grown), tensors(held));
+            let (mut kept, mut moved) = (0, 0);
+            for step in &plan.steps {
+                let values = |data: &TensorData| data.iter::<f32>().collect::<Vec<_>>();
+                let (a, b) = (values(&before[&step.name]), values(&after[&step.name]));
+                for ((a, b), old) in a.iter().zip(&b).zip(step.old_entries()) {
+                    match old {
+                        true => assert_eq!(a.to_bits(), b.to_bits(), "{}", step.name),
+                        false => moved += usize::from(a != b),
+                    }
+                    kept += usize::from(old);
+                }
+            }
+            assert!(kept > 10_000 && moved > 5_000, "{kept} and {moved}");
+        }
+        let held = at(&held);
+        match arch.as_str() {
+            "arch=rwkv7" => check::<rwkv7_core::layers::ChannelMixConfig>(source, &held, &grown),
+            _ => check::<meta_state::MetaStateConfig>(source, &held, &grown),
+        }
+    }
+}
+
+#[test]
+fn growths_that_cannot_be_are_refused_before_anything_is_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    let refused = |more: &[&str], parts: &[&str]| {
+        let error = run(&recipe(more), &out, false).unwrap_err().to_string();
+        for part in parts {
+            assert!(error.contains(part), "{part} is not in {error}");
+        }
+        assert!(!out.exists());
+    };
+    let grow = |rest: &str| format!(r#"grow=[{{"after":3,{rest}}}]"#);
+    refused(&[&grow(r#""to":{"n_embd":16}"#)], &["n_embd", "only grow"]);
+    refused(&[&grow(r#""to":"800m""#)], &["800m", "450m-rwkv7"]);
+    refused(&[&grow(r#""to":{"width":48}"#)], &["width"]);
+    refused(
+        &[&grow(r#""to":{"head_size":24,"n_embd":48}"#)],
+        &["att.ln_x", "number of heads"],
+    );
+    refused(
+        &[r#"grow=[{"after":2,"to":{}}]"#],
+        &["grow.after", "steps_per_epoch"],
+    );
+    refused(
+        &[&grow(r#""to":{},"old_rate":2"#)],
+        &["old_rate", "from 0 to 1"],
+    );
+    refused(&["start=150m-rwkv7"], &["150m-rwkv7", "without weights"]);
+    refused(&["start=nowhere"], &["nowhere"]);
+    refused(&["scale_down=3"], &["scale_down", "divisor"]);
+}
+
+#[test]
+fn training_starts_from_a_trained_model() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    let settings = ["start=reverse-meta-state", "learning_rate.peak=1e-5"];
+    let report = run(&recipe(&settings), &out, false).unwrap();
+    let reverse = report.reverse.unwrap();
+    assert!(reverse.digit_accuracy > 0.9, "{reverse:?}");
 }

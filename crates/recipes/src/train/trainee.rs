@@ -1,6 +1,10 @@
 //! The model as burn-train sees it: one step of training, one of validation, one of the optimizer.
 
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::{
+    any::Any,
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+};
 
 use burn::{
     backend::ExecutionError,
@@ -13,6 +17,7 @@ use burn::{
 };
 use rwkv7_core::{Rwkv7, layers::SecondHalf, loss, optimizer::sum_of_squares};
 
+use super::growth::{Evolution, Held};
 use crate::data::loader::LmBatch;
 
 /// What the recipe decides about a step.
@@ -39,6 +44,44 @@ pub struct Trainee<M: SecondHalf> {
     // Where the optimizer step leaves the gradients' norm for the metrics.
     #[module(skip)]
     norm: NormSlot,
+    #[module(skip)]
+    course: Course,
+}
+
+/// What happens to the model besides its steps.
+#[derive(Clone, Default)]
+struct Course {
+    /// An `Arc<dyn Evolution<M>>`: Burn wants a skipped field to know nothing of the module's parameters.
+    evolution: Option<Arc<dyn Any + Send + Sync>>,
+    /// Optimizer steps done.
+    step: usize,
+    /// What trains at a rate of its own; none until the first step that asks.
+    held: OnceLock<Option<Held>>,
+}
+
+impl Course {
+    fn new<M: SecondHalf>(evolution: Arc<dyn Evolution<M>>, step: usize) -> Self {
+        Self {
+            evolution: Some(Arc::new(evolution)),
+            step,
+            held: OnceLock::new(),
+        }
+    }
+
+    fn evolution<M: SecondHalf>(&self) -> Option<Arc<dyn Evolution<M>>> {
+        self.evolution.as_ref()?.downcast_ref().cloned()
+    }
+
+    fn held<M: SecondHalf>(&self, model: &Rwkv7<M>) -> Option<Held> {
+        let ask = || self.evolution()?.held(self.step, model);
+        self.held.get_or_init(ask).clone()
+    }
+}
+
+impl fmt::Debug for Course {
+    fn fmt(&self, out: &mut fmt::Formatter) -> fmt::Result {
+        write!(out, "step {}, held {:?}", self.step, self.held)
+    }
 }
 
 /// Where an optimizer step leaves the gradients' global norm. Every step has a cell of its own, because burn-train's
@@ -113,14 +156,28 @@ impl ItemLazy for StepOutput {
 
 impl<M: SecondHalf> Trainee<M> {
     /// A model to be trained like this.
-    pub fn new(mut model: Rwkv7<M>, settings: StepSettings) -> Self {
-        for block in &mut model.blocks {
-            block.ffn.measure(settings.diagnostics);
-        }
-        Self {
+    pub fn new(model: Rwkv7<M>, settings: StepSettings) -> Self {
+        let mut trainee = Self {
             model,
             settings,
             norm: NormSlot::default(),
+            course: Course::default(),
+        };
+        trainee.measure();
+        trainee
+    }
+
+    /// The same, after `step` steps of a run in which more happens to the model than steps.
+    pub fn in_course(self, evolution: Arc<dyn Evolution<M>>, step: usize) -> Self {
+        Self {
+            course: Course::new(evolution, step),
+            ..self
+        }
+    }
+
+    fn measure(&mut self) {
+        for block in &mut self.model.blocks {
+            block.ffn.measure(self.settings.diagnostics);
         }
     }
 
@@ -183,7 +240,22 @@ impl<M: SecondHalf> TrainStep for Trainee<M> {
     ) -> Self {
         let norm = clip(&self.model, &mut grads, self.settings.clip_norm);
         self.norm.set(norm);
-        optimizer.step(rate, self, grads)
+        let held = self.course.held(&self.model);
+        let before = held.map(|held| (held, self.model.clone()));
+        let mut trained = optimizer.step(rate, self, grads);
+        if let Some((held, before)) = before {
+            trained.model = held.apply(&before, trained.model);
+        }
+        trained.course.step += 1;
+        if let Some(evolution) = trained.course.evolution::<M>() {
+            let step = trained.course.step;
+            if evolution.is_due(step) {
+                trained.model = evolution.after(step, trained.model, optimizer);
+                trained.course = Course::new(evolution, step);
+                trained.measure();
+            }
+        }
+        trained
     }
 }
 
@@ -256,16 +328,13 @@ mod tests {
             head_size: 8,
             ..Rwkv7Config::new(20, 2, 16)
         };
-        Trainee {
-            model: config.init(&Device::flex().autodiff(), 3),
-            settings: StepSettings {
-                accumulation,
-                clip_norm: 1.0,
-                l2_wrap: true,
-                diagnostics: false,
-            },
-            norm: NormSlot::default(),
-        }
+        let settings = StepSettings {
+            accumulation,
+            clip_norm: 1.0,
+            l2_wrap: true,
+            diagnostics: false,
+        };
+        Trainee::new(config.init(&Device::flex().autodiff(), 3), settings)
     }
 
     fn batch(rows: std::ops::Range<i32>) -> LmBatch {

@@ -38,10 +38,10 @@ use burn_store::{bridge, burn_pack::Tensor as PackTensor};
 pub use error::CheckpointError;
 pub use model::{config_json, load, save, save_tensors};
 pub use names::Flavour;
-pub use parameters::{expected_tensors, initial_tensor};
+pub use parameters::{Parameter, expected_tensors, initial_tensor, parameters};
 pub use second_half::Replaced;
 
-use crate::{Rwkv7Config, config::SecondHalfConfig, layers::SecondHalf};
+use crate::{Rwkv7, Rwkv7Config, config::SecondHalfConfig, layers::SecondHalf};
 
 use read::About;
 
@@ -83,6 +83,25 @@ impl Checkpoint {
     pub fn from_safetensors(name: &str, bytes: &'static [u8]) -> Result<Self, CheckpointError> {
         let path = Path::new(name);
         Self::new(path, read::safetensors(path, Arc::new(bytes))?)
+    }
+
+    /// The tensors of a model in memory, which is of this configuration.
+    pub fn of_model<S: SecondHalfConfig>(config: &Rwkv7Config<S>, model: &Rwkv7<S::Layer>) -> Self {
+        Self::of_tensors(config, model::official_tensors(model))
+    }
+
+    /// Tensors with official names and layouts that make up a model of this configuration.
+    pub fn of_tensors<S: SecondHalfConfig>(
+        config: &Rwkv7Config<S>,
+        tensors: Vec<PackTensor>,
+    ) -> Self {
+        Self {
+            path: "a model in memory".into(),
+            format: "memory",
+            flavour: Flavour::Official,
+            tensors,
+            about: Some(About::new(config)),
+        }
     }
 
     fn new(path: &Path, opened: read::Opened) -> Result<Self, CheckpointError> {

@@ -153,7 +153,7 @@ fn count_not_finite(data: &TensorData) -> usize {
 }
 
 /// A model's tensors under their official names, read when they are written.
-fn official_tensors<M: SecondHalf>(model: &Rwkv7<M>) -> Vec<PackTensor> {
+pub(super) fn official_tensors<M: SecondHalf>(model: &Rwkv7<M>) -> Vec<PackTensor> {
     let mut tensors = model.collect(None, Some(Box::new(BurnToPyTorchAdapter)), true);
     for tensor in &mut tensors {
         tensor.name = second_half_name(&tensor.name, "ffn", M::NAME);

@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 
 use burn::{
-    module::{Module, ModuleVisitor, Param},
+    module::{Module, ModuleVisitor, Param, ParamId},
     tensor::{Device, Tensor, TensorData},
 };
 
-use crate::{Rwkv7Config, config::SecondHalfConfig, layers::SecondHalf};
+use crate::{Rwkv7, Rwkv7Config, config::SecondHalfConfig, layers::SecondHalf};
 
 use super::model::second_half_name;
 
@@ -86,6 +86,56 @@ impl Names {
         };
         second_half_name(&name, "ffn", second_half)
     }
+}
+
+/// A parameter of a model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Parameter {
+    /// Its official name.
+    pub name: String,
+    /// Its place in the module, as optimizers call it.
+    pub path: String,
+    /// Its id.
+    pub id: ParamId,
+    /// Its shape in the module.
+    pub shape: Vec<usize>,
+    /// Whether the official layout is the transposed one.
+    pub transposed: bool,
+}
+
+/// The parameters of a model.
+pub fn parameters<M: SecondHalf>(model: &Rwkv7<M>) -> Vec<Parameter> {
+    struct List {
+        names: Names,
+        second_half: &'static str,
+        found: Vec<Parameter>,
+    }
+    impl ModuleVisitor for List {
+        fn enter_module(&mut self, name: &str, container: &str) {
+            self.names.enter(name, container);
+        }
+
+        fn exit_module(&mut self, _name: &str, _container: &str) {
+            self.names.exit();
+        }
+
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            self.found.push(Parameter {
+                name: self.names.official(self.second_half),
+                path: self.names.path.join("."),
+                id: param.id,
+                shape: param.lazy_shape().iter().copied().collect(),
+                transposed: self.names.is_linear() && D == 2,
+            });
+        }
+    }
+    let mut list = List {
+        names: Names::default(),
+        second_half: M::NAME,
+        found: Vec::new(),
+    };
+    model.visit(&mut list);
+    list.found
 }
 
 /// Official name and shape of every tensor of a model, without making its initial values.

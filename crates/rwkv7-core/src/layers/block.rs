@@ -20,7 +20,7 @@ use super::{LayerNorm, Span, TimeMix, TimeMixTrace, project};
 ///
 /// [`ChannelMix`](super::ChannelMix) is RWKV-7's. A layer of another crate implements this trait and gets the whole
 /// model, its state, initialisation, checkpoints and training with it.
-pub trait SecondHalf: Module + ModuleDisplay {
+pub trait SecondHalf: Module + ModuleDisplay + 'static {
     /// What the layer carries from token to token.
     type State: StateTensors;
 
