@@ -1,5 +1,5 @@
 //! Checks and measurements for people who work on this repository: `cargo xtask ci`, `cargo xtask bench`,
-//! `cargo xtask study`.
+//! `cargo xtask study`, `cargo xtask growth`.
 
 mod bench;
 mod study;
@@ -26,7 +26,9 @@ enum Task {
     /// Measures the operator and whole training steps.
     Bench(bench::Bench),
     /// Trains RWKV-7, Meta-State and its options by the same recipes, and compares them.
-    Study(study::Study),
+    Study(study::MetaState),
+    /// Trains small models that grow, and compares them with large ones from scratch.
+    Growth(study::Growth),
 }
 
 /// A check: what it is for, the environment it needs, the command.
@@ -97,6 +99,7 @@ fn main() -> ExitCode {
         Task::Ci { skip_wgpu } => return ci(skip_wgpu),
         Task::Bench(bench) => bench.run(),
         Task::Study(study) => study.run(),
+        Task::Growth(growth) => growth.run(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

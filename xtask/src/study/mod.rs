@@ -1,76 +1,85 @@
-//! `cargo xtask study`: RWKV-7 beside Meta-State and its options, trained by the same recipes.
+//! Studies: many training runs and the page that compares them.
 //!
 //! | in the output folder | |
 //! |---|---|
-//! | `{recipe}/{scale}/{variant}/{seed}/` | what `metastate train` leaves, and for `reverse` `lengths.json` |
-//! | `{recipe}/{scale}/{variant}/{seed}.log` | what it printed |
+//! | `{run}/` | what `metastate train` leaves; a run's last part is its seed |
+//! | `{run}.log` | what it printed |
 //!
 //! A run that has a `report.json` is not done again, so a stopped study goes on where it was.
 
+mod growth;
+mod lengths;
+mod meta_state;
 mod page;
 mod plot;
 mod results;
 mod runs;
-mod variants;
 
 use std::{
     fs,
     num::NonZeroUsize,
     path::{Path, PathBuf},
-    process::Command,
 };
 
 use clap::Args;
 
-use results::Table;
-use runs::Run;
-use variants::{Recipe, Scale};
+use page::Place;
+use plot::Plot;
+use runs::{Metastate, Run};
+
+pub use growth::Growth;
+pub use meta_state::MetaState;
 
 /// Where the documentation is, seen from the repository's root.
 const DOCS: &str = "docs/src";
 
-/// What is trained, and where the results go.
+/// What all studies are given.
 #[derive(Args)]
-pub struct Study {
-    /// The text of `shakespeare-char`; runs of `reverse` do without.
+struct Options {
+    /// The text of `shakespeare-char`.
     #[arg(long, value_name = "PATH")]
     data: Option<PathBuf>,
-    /// Seeds of the main variants; the others get one.
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..))]
-    seeds: u64,
-    /// As many seeds for the other variants.
-    #[arg(long)]
-    all_seeds: bool,
-    #[arg(long, value_name = "DIR", default_value = "runs/study")]
-    out: PathBuf,
     /// Runs at a time.
     #[arg(long, default_value_t = NonZeroUsize::MIN.saturating_add(1))]
     jobs: NonZeroUsize,
-    /// Only the runs with this in `recipe/scale/variant/seed`; the tables have all that are finished.
+    /// Only the runs with this in their name, as in `variant/seed`; the tables have all that are finished.
     #[arg(long, value_name = "SUBSTRING", conflicts_with = "skip_runs")]
     only: Option<String>,
     /// Run nothing: tables and plots of the runs that are finished.
     #[arg(long)]
     skip_runs: bool,
-    /// Put tables into `docs/src/meta-state.md` and plots into `docs/src/plots`.
+    /// Put tables into the page of the study in `docs/src`, and plots into `docs/src/plots`.
     #[arg(long)]
     write_docs: bool,
+    /// The metastate that trains; without it one is built.
+    #[arg(long, value_name = "PATH")]
+    binary: Option<PathBuf>,
 }
 
-impl Study {
-    /// Runs what is missing and prints or writes the results.
-    pub fn run(&self) -> Result<(), String> {
-        if self.write_docs && !Path::new(DOCS).is_dir() {
-            return Err(format!(
-                "{DOCS}: no such folder; --write-docs needs the repository's root"
-            ));
+/// What a study shows.
+struct Results {
+    markdown: String,
+    plots: Vec<Plot>,
+}
+
+impl Options {
+    /// Does the runs that are missing, and prints the results or writes them into their place.
+    fn run(
+        &self,
+        runs: Vec<Run>,
+        place: &Place,
+        results: impl FnOnce() -> Result<Results, String>,
+    ) -> Result<(), String> {
+        if self.write_docs {
+            // Whether the results have a place is known before hours of training.
+            place.filled(Path::new(DOCS), "")?;
         }
         let failures = if self.skip_runs {
             vec![]
         } else {
-            self.train()?
+            self.train(runs)?
         };
-        let shown = self.show();
+        let shown = results().and_then(|results| self.show(place, &results));
         for failure in &failures {
             eprintln!("failed: {failure}");
         }
@@ -87,60 +96,37 @@ impl Study {
     }
 
     /// Does the runs that are selected; what failed.
-    fn train(&self) -> Result<Vec<String>, String> {
+    fn train(&self, mut runs: Vec<Run>) -> Result<Vec<String>, String> {
         let only = self.only.as_deref().unwrap_or_default();
-        let mut runs = runs::plan(&self.out, self.seeds, self.all_seeds);
-        runs.retain(|run| run.name().contains(only));
+        runs.retain(|run| run.name.contains(only));
         if runs.is_empty() {
             return Err(format!("no run has `{only}` in its name"));
         }
         if runs.iter().any(Run::needs_data) {
-            let data = self.data.as_deref().ok_or_else(|| {
-                "shakespeare-char needs its text: --data PATH, or --only reverse".to_string()
-            })?;
+            let data = self.data.as_deref();
+            let data = data.ok_or("shakespeare-char needs its text: --data PATH")?;
             if !data.exists() {
                 return Err(format!("{}: no such file", data.display()));
             }
         }
-        let status = Command::new("cargo")
-            .args(["build", "--release", "-p", "metastate"])
-            .status()
-            .map_err(|e| format!("cargo: {e}"))?;
-        if !status.success() {
-            return Err(format!("cargo build --release -p metastate: {status}"));
-        }
-        Ok(runs::finish(&runs, self.jobs, self.data.as_deref()))
+        let metastate = Metastate::new(self.binary.as_deref(), self.jobs)?;
+        let data = self.data.as_deref();
+        Ok(runs::finish(&runs, self.jobs, &metastate, data))
     }
 
-    /// Prints the results, or writes them into the documentation.
     #[allow(clippy::print_stdout)]
-    fn show(&self) -> Result<(), String> {
-        let mut tables = vec![];
-        for recipe in Recipe::ALL {
-            for scale in Scale::ALL {
-                let table = Table::read(&self.out, recipe, scale)?;
-                if !table.rows.is_empty() {
-                    tables.push(table);
-                }
-            }
-        }
-        if tables.is_empty() {
-            return Err(format!("{}: no finished run", self.out.display()));
-        }
-        let page = page::markdown(&tables);
+    fn show(&self, place: &Place, results: &Results) -> Result<(), String> {
         if !self.write_docs {
-            println!("{page}");
+            println!("{}", results.markdown);
             return Ok(());
         }
         let folder = Path::new(DOCS).join(plot::FOLDER);
         fs::create_dir_all(&folder).map_err(at(&folder))?;
-        for table in &tables {
-            if let Some(svg) = plot::svg(table)? {
-                let path = folder.join(plot::file_name(table));
-                fs::write(&path, svg).map_err(at(&path))?;
-            }
+        for plot in &results.plots {
+            let path = folder.join(&plot.file);
+            fs::write(&path, plot.svg()?).map_err(at(&path))?;
         }
-        page::write(&Path::new(DOCS).join("meta-state.md"), &page)
+        place.write(Path::new(DOCS), &results.markdown)
     }
 }
 

@@ -1,22 +1,6 @@
-//! What is compared: recipes, scales and variants.
+//! What is compared: scales and variants.
 
-/// A recipe of `metastate train`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Recipe {
-    Reverse,
-    Shakespeare,
-}
-
-impl Recipe {
-    pub const ALL: [Self; 2] = [Self::Reverse, Self::Shakespeare];
-
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Reverse => "reverse",
-            Self::Shakespeare => "shakespeare-char",
-        }
-    }
-}
+use super::super::runs::Recipe;
 
 /// What the models of a table have in common.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
