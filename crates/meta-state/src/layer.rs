@@ -45,6 +45,8 @@ pub struct MetaState {
     diagnostics: Diagnostics,
     n_head: usize,
     head_size: usize,
+    #[module(skip)]
+    norm_prefix: Option<usize>,
 }
 
 /// What the Meta-State layer carries from token to token.
@@ -90,6 +92,7 @@ impl MetaState {
             diagnostics: Diagnostics::default(),
             n_head: heads,
             head_size,
+            norm_prefix: dims.norm_prefix.filter(|prefix| *prefix < size),
         }
     }
 
@@ -184,7 +187,7 @@ impl MetaState {
     /// The layer norm of each head of `u [batch, time, heads, n]`.
     fn norm(&self, u: Tensor<4>) -> Tensor<4> {
         let [_, _, heads, size] = u.dims();
-        let normal = head_norm(u.clone(), self.config.norm_eps);
+        let normal = head_norm(u.clone(), self.norm_prefix, self.config.norm_eps);
         self.diagnostics.read(&u, &normal);
         match &self.ln {
             None => normal,

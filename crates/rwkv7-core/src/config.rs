@@ -15,6 +15,8 @@ pub struct LayerDims {
     pub head_size: usize,
     /// Epsilon of the layer norms.
     pub layer_norm_eps: f64,
+    /// Channels of each head over which its norms are taken; all where none.
+    pub norm_prefix: Option<usize>,
 }
 
 impl LayerDims {
@@ -130,6 +132,10 @@ pub struct Rwkv7Config<S = ChannelMixConfig> {
     /// grown.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub embed_width: Option<usize>,
+    /// Channels of each head over which mean and variance of its norms are taken, where not all: the first ones. In models whose
+    /// heads were grown by others than copies.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub norm_prefix: Option<usize>,
     /// Whether the embedding is normalised by `blocks.0.ln0`; false where a checkpoint has it folded into the table.
     #[serde(default = "yes")]
     pub embedding_norm: bool,
@@ -184,6 +190,7 @@ impl Rwkv7Config<ChannelMixConfig> {
             layer_norm_eps: layer_norm_eps(),
             group_norm_eps: group_norm_eps(),
             embed_width: None,
+            norm_prefix: None,
             embedding_norm: true,
             second_half: ChannelMixConfig {
                 ffn_size: 4 * n_embd,
@@ -234,6 +241,7 @@ impl<S> Rwkv7Config<S> {
             layer_norm_eps: self.layer_norm_eps,
             group_norm_eps: self.group_norm_eps,
             embed_width: self.embed_width,
+            norm_prefix: self.norm_prefix,
             embedding_norm: self.embedding_norm,
             second_half,
         }
@@ -253,6 +261,7 @@ impl<S: SecondHalfConfig> Rwkv7Config<S> {
             n_embd: self.n_embd,
             head_size: self.head_size,
             layer_norm_eps: self.layer_norm_eps,
+            norm_prefix: self.norm_prefix,
         }
     }
 
@@ -278,6 +287,15 @@ impl<S: SecondHalfConfig> Rwkv7Config<S> {
         }
         if self.embed_width == Some(0) {
             return Err(ConfigError::field("embed_width", 0, "at least 1"));
+        }
+        if let Some(prefix) = self.norm_prefix
+            && !(1..=self.head_size).contains(&prefix)
+        {
+            return Err(ConfigError::field(
+                "norm_prefix",
+                prefix,
+                format!("from 1 to head_size = {}", self.head_size),
+            ));
         }
         if !self.n_embd.is_multiple_of(self.head_size) {
             return Err(ConfigError::field(

@@ -186,6 +186,7 @@ pub(crate) fn time_mix<S: SecondHalfConfig>(config: &Rwkv7Config<S>, init: &Laye
         value: init.orthogonal_linear("att.value", c, c, 1.0),
         output: init.zero_linear(c, c),
         ln_x: group_norm(config, init),
+        norm_prefix: config.norm_prefix,
     }
 }
 

@@ -18,8 +18,9 @@ use rwkv7_core::{
 };
 
 use crate::{
-    Growable, Heads, Plan, ScalingError, Step,
+    Growable, Plan, ScalingError, Step,
     apply::{Values, apply, lift, named_seed, paired, small},
+    plan::heads,
     rules::{Rule, grow_matrices, pad_channels},
 };
 
@@ -169,10 +170,7 @@ impl<S: Growable> Plan<S> {
             .map(|(layer, source)| match source {
                 Some(source) => {
                     let old = state.layers[*source].clone();
-                    let heads = Heads {
-                        from: self.from.head_size,
-                        to: dims.head_size,
-                    };
+                    let heads = heads(&self.from, &self.to);
                     LayerState {
                         att: TimeMixState {
                             shift: pad_channels(old.att.shift, heads, &dims),

@@ -45,14 +45,16 @@ pub struct Heads {
     pub from: usize,
     /// The larger model's.
     pub to: usize,
+    /// Whether norms over a head leave its new channels out.
+    pub outside_norms: bool,
 }
 
 impl Heads {
-    /// How many copies of itself a head becomes; none where its new size is no multiple.
+    /// How many copies of itself a head becomes; none where its new size is no multiple, or its new channels are others.
     pub fn copies(&self) -> Option<usize> {
-        self.to
-            .is_multiple_of(self.from)
-            .then(|| self.to / self.from)
+        let copies = self.to / self.from;
+        let possible = self.to.is_multiple_of(self.from) && !self.outside_norms;
+        (possible || self.to == self.from).then_some(copies)
     }
 }
 
@@ -131,17 +133,14 @@ impl<S: Growable> Plan<S> {
         if paired {
             check_paired(from, &to, method)?;
         }
-        let heads = Heads {
-            from: from.head_size,
-            to: to.head_size,
-        };
+        let heads = heads(from, &to);
         let obstacle = match heads.copies() {
-            None => Some((
+            None if !heads.outside_norms => Some((
                 "att.ln_x",
                 "norms are taken over each head, so a head of other channels computes something else unless they are copies of \
-                 the old ones: grow the number of heads, or the head size by 2 or 4",
+                 the old ones: grow the number of heads, or the head size by 2 or 4, or give the old head size as norm_prefix",
             )),
-            Some(_) => from.second_half.obstacle(heads),
+            _ => from.second_half.obstacle(heads),
         };
         let blocks = blocks(from.n_layer, to.n_layer, method);
         let mut plan = Self {
@@ -241,6 +240,16 @@ impl<S: Growable> Plan<S> {
     }
 }
 
+/// How heads grow.
+pub(crate) fn heads<S>(from: &Rwkv7Config<S>, to: &Rwkv7Config<S>) -> Heads {
+    Heads {
+        from: from.head_size,
+        to: to.head_size,
+        outside_norms: to.norm_prefix != from.norm_prefix
+            || (to.norm_prefix.is_some() && !to.head_size.is_multiple_of(from.head_size)),
+    }
+}
+
 /// The block that a tensor belongs to, and its name there.
 fn in_block(name: &str) -> Option<(usize, &str)> {
     let (block, part) = name.strip_prefix("blocks.")?.split_once('.')?;
@@ -278,6 +287,15 @@ fn check<S: Growable>(from: &Rwkv7Config<S>, to: &Rwkv7Config<S>) -> Result<(), 
             &epsilons,
             &wanted,
             "they are part of what the model computes; keep them",
+        );
+    }
+    let prefix = from.norm_prefix.unwrap_or(from.head_size);
+    if to.norm_prefix != from.norm_prefix && to.norm_prefix != Some(prefix) {
+        return differs(
+            "norm_prefix",
+            &from.norm_prefix,
+            &to.norm_prefix,
+            "what norms over a head are taken over stays the same: leave it out, or give the old head size",
         );
     }
     from.second_half.check(&to.second_half)

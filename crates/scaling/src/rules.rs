@@ -1,7 +1,7 @@
 //! What becomes of each tensor, by its official name and layout (linear weights `[out, in]`).
 
 use burn::tensor::Tensor;
-use meta_state::{MetaStateConfig, MetaStateState, Scale, Sse};
+use meta_state::{MetaStateConfig, MetaStateState, Scale, Side, Sse};
 use rwkv7_core::{
     Rwkv7Config,
     config::{LayerDims, SecondHalfConfig},
@@ -147,7 +147,7 @@ impl Axes {
         let size = if self.heads.copies().is_some() {
             size
         } else {
-            // Outside the norms, or not exact: silent keys, values and outputs are the least that can be done.
+            // Silent keys and outputs: exact where the norms leave the new channels out.
             match size {
                 New::Copy | New::Share => New::Zero,
                 other => other,
@@ -252,14 +252,31 @@ impl Growable for MetaStateConfig {
         if heads.from == heads.to {
             return None;
         }
-        match (self.sse, self.scale) {
-            (Sse::TopLeft(_), _) => Some((
+        let copies = heads.copies().is_some();
+        match self {
+            Self {
+                sse: Sse::TopLeft(_),
+                ..
+            } if copies => Some((
                 "W_oms",
                 "the state's first n rows and columns hold less of the removal key of a larger head",
             )),
-            (_, Scale::L2) => Some((
+            Self {
+                scale: Scale::L2, ..
+            } if copies => Some((
                 "W_oms",
                 "z of length 1 stays of length 1 in a larger head, so z msᵀ becomes smaller against the norm's epsilon",
+            )),
+            Self { center: true, .. } if !copies => {
+                Some(("W_oms", "z has another mean over more channels"))
+            }
+            Self {
+                side: Side::Key,
+                sse,
+                ..
+            } if !copies && *sse != Sse::Learned => Some((
+                "W_oms",
+                "read along its key side, the state gives the new channels of a head something to write",
             )),
             _ => None,
         }
@@ -282,7 +299,9 @@ impl Growable for MetaStateConfig {
             "sse2" => Rule::grow([random(), New::Zero.into(), axes.within(New::Share)]),
             "mix" => Rule::grow([New::Initial.into(), New::Initial.into()]),
             "W_sse" => Rule::grow([random(), random(), axes.within(New::Copy)]),
-            "ln.weight" | "ln.bias" => Rule::grow([axes.inner(New::Initial, New::Copy)]),
+            "ln.weight" | "ln.bias" => {
+                Rule::grow([axes.inner(New::Initial, copied(axes, New::Initial))])
+            }
             other => unreachable!("no tensor of Meta-State is called {other}"),
         }
     }
@@ -362,9 +381,13 @@ pub(crate) fn rule<S: Growable>(config: &Rwkv7Config<S>, name: &str, axes: &Axes
             axes.inner(New::Random, shared(axes, New::Random)),
             axes.width(New::Random),
         ]),
-        "att.key.weight" | "att.value.weight" => {
+        "att.key.weight" => {
             Rule::grow([axes.inner(New::Random, New::Copy), axes.width(New::Random)])
         }
+        "att.value.weight" => Rule::grow([
+            axes.inner(New::Random, copied(axes, New::Random)),
+            axes.width(New::Random),
+        ]),
         "att.w1" | "att.a1" | "att.v1" | "att.g1" => {
             Rule::grow([axes.width(New::Random), random()])
         }

@@ -46,7 +46,7 @@ impl Head {
         let length = raw.clone().square().sum_dim(3).sqrt();
         let key = raw.clone() / length;
         Self {
-            x: head_norm(normal(tokens, 2, &device), 1e-5).reshape([1, time, SIZE]),
+            x: head_norm(normal(tokens, 2, &device), None, 1e-5).reshape([1, time, SIZE]),
             input: Wkv7Input {
                 r: normal(tokens, 3, &device),
                 log_w: sigmoid(decay) * -0.606_530_66,

@@ -382,3 +382,34 @@ impl fmt::Debug for Held {
         write!(out, "old entries at {} times the rate", self.rate)
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::{for_architecture, model::Arch};
+
+    #[test]
+    fn recipes_that_grow_have_plans_for_every_architecture() {
+        for (name, sizes) in [
+            ("grow", vec![(3, 96), (3, 128), (6, 128)]),
+            (
+                "grow-stepwise",
+                vec![(3, 192), (5, 256), (6, 320), (8, 384)],
+            ),
+        ] {
+            for arch in [Arch::Rwkv7, Arch::MetaState] {
+                let recipe = Recipe::load(name).unwrap();
+                let config = recipe.model.config(Some(arch), 256).unwrap();
+                let config = config.scaled_down(recipe.scale_down).unwrap();
+                let found = for_architecture!(ModelConfig, &config, config => {
+                    let plans = plans(&recipe, config).unwrap();
+                    let first = (config.n_layer, config.n_embd);
+                    let grown = plans.iter().map(|plan| (plan.to.n_layer, plan.to.n_embd));
+                    [first].into_iter().chain(grown).collect::<Vec<_>>()
+                });
+                assert_eq!(found, sizes, "{name}");
+            }
+        }
+    }
+}

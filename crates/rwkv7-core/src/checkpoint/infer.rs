@@ -86,8 +86,10 @@ pub fn config<S: SecondHalfConfig>(
         let declared = about.and_then(|about| about.config.get(name)?.as_f64());
         declared.unwrap_or(otherwise)
     };
+    let norm_prefix = about.and_then(|about| about.config.get("norm_prefix")?.as_u64());
     let config = Rwkv7Config {
         head_size,
+        norm_prefix: norm_prefix.map(|prefix| prefix as usize),
         decay_rank,
         in_context_rank,
         value_rank,

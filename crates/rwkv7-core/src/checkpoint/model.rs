@@ -218,7 +218,11 @@ pub(super) fn write<S: SecondHalfConfig>(
             write::safetensors(path, &tensors, metadata)
         }
         Format::Burn => write::burnpack(path, names::to_burn(tensors), &about),
-        Format::Fla if S::Layer::NAME != ChannelMix::NAME || config.embed_width.is_some() => {
+        Format::Fla
+            if S::Layer::NAME != ChannelMix::NAME
+                || config.embed_width.is_some()
+                || config.norm_prefix.is_some() =>
+        {
             Err(CheckpointError::NoSuchLayout {
                 path: path.to_path_buf(),
                 architecture: S::ARCHITECTURE.into(),

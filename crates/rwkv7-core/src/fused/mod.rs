@@ -73,6 +73,8 @@ pub(crate) struct ReadOut {
     pub beta: Tensor<1>,
     /// Epsilon of the group norm.
     pub epsilon: f64,
+    /// Channels of each head over which the group norm is taken; all where none.
+    pub prefix: Option<usize>,
 }
 
 /// `h + (previous - h) ⊙ μ` for every μ `[1, 1, C]`; `h [batch, time, C]`, `last [batch, C]` the token before the first.
@@ -110,11 +112,13 @@ pub(crate) fn value_residual(
 /// `(groupnorm(y) + (Σ r ⊙ k ⊙ r_k) v) ⊙ gate`, `[batch, time, C]`; norm and sum are over each head.
 pub(crate) fn read_out(input: ReadOut) -> Tensor<3> {
     #[cfg(feature = "flex")]
-    if flex::takes(&input.y) && flex::takes(&input.gate) {
+    if input.prefix.is_none() && flex::takes(&input.y) && flex::takes(&input.gate) {
         return flex::read_out(input);
     }
     plain::read_out(input)
 }
+
+pub(crate) use plain::prefix_norm;
 
 /// Layer norm over the last axis of `x [batch, time, C]`, scale γ and shift β `[C]`.
 pub(crate) fn layer_norm(

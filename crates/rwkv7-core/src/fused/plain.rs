@@ -61,15 +61,21 @@ pub fn read_out(input: ReadOut) -> Tensor<3> {
     let dtype = input.y.dtype();
     let width = heads * head_size;
     let y = widen(input.y);
-    let centred = y.clone() - y.mean_dim(3);
-    let variance = centred.clone().square().mean_dim(3);
     let channels = |x: Tensor<1>| widen(x).reshape([1, 1, heads, head_size]);
-    let y =
-        centred / (variance + input.epsilon).sqrt() * channels(input.gamma) + channels(input.beta);
+    let prefix = input.prefix.unwrap_or(head_size);
+    let y = prefix_norm(y, prefix, input.epsilon) * channels(input.gamma) + channels(input.beta);
     let weight = widen(input.r_k).reshape([1, 1, heads, head_size]);
     let bonus = (widen(input.r * input.k) * weight).sum_dim(3);
     let y = narrow(y, dtype) + narrow(bonus, dtype) * input.v;
     y.reshape([batch, time, width]) * input.gate
+}
+
+/// `(x - mean) / √(variance + ε)` over the last axis, mean and variance of its first `prefix` entries.
+pub fn prefix_norm(x: Tensor<4>, prefix: usize, epsilon: f64) -> Tensor<4> {
+    let first = x.clone().narrow(3, 0, prefix);
+    let mean = first.clone().mean_dim(3);
+    let variance = (first - mean.clone()).square().mean_dim(3);
+    (x - mean) / (variance + epsilon).sqrt()
 }
 
 pub fn layer_norm(x: Tensor<3>, gamma: Tensor<1>, beta: Tensor<1>, epsilon: f64) -> Tensor<3> {

@@ -136,6 +136,7 @@ fn read_out() {
             gamma: gamma.clone(),
             beta: beta.clone(),
             epsilon: 64e-5,
+            prefix: None,
         });
         results(vec![output], gradients!(y, r, k, v, gate, r_k, gamma, beta))
     };

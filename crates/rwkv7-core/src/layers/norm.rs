@@ -20,9 +20,13 @@ pub struct LayerNorm {
     pub epsilon: f64,
 }
 
-/// The layer norm of each head, without scale and shift: over the last axis of `x [batch, time, heads, size]`.
-pub fn head_norm(x: Tensor<4>, epsilon: f64) -> Tensor<4> {
+/// The layer norm of each head, without scale and shift: over the last axis of `x [batch, time, heads, size]`, mean and variance of
+/// its first `prefix` entries, or of all.
+pub fn head_norm(x: Tensor<4>, prefix: Option<usize>, epsilon: f64) -> Tensor<4> {
     let [batch, time, heads, size] = x.dims();
+    if let Some(prefix) = prefix {
+        return fused::prefix_norm(x, prefix, epsilon);
+    }
     let (shape, like) = (x.shape(), (&x.device(), x.dtype()));
     let x = x.reshape([batch * time, heads, size]);
     let (one, zero) = (Tensor::ones([size], like), Tensor::zeros([size], like));

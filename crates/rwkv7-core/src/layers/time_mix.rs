@@ -82,6 +82,9 @@ pub struct TimeMix {
     pub output: Linear,
     /// Group norm over each head.
     pub ln_x: LayerNorm,
+    /// Channels of each head that the group norm is taken over; all where none.
+    #[module(skip)]
+    pub norm_prefix: Option<usize>,
 }
 
 /// What time mixing carries from token to token.
@@ -203,6 +206,7 @@ impl TimeMix {
             gamma: self.ln_x.gamma.val(),
             beta: self.ln_x.beta.val(),
             epsilon: self.ln_x.epsilon,
+            prefix: self.norm_prefix,
         });
         let out = project(&self.output, out);
 

@@ -55,6 +55,18 @@ fn heads_that_are_no_copies_are_refused_unless_that_is_asked_for() {
     );
     assert!(Pair::of_plan(lossy, FloatDType::F64, 1).difference() > 0.01);
 
+    let outside = Rwkv7Config {
+        norm_prefix: Some(8),
+        ..to.clone()
+    };
+    assert!(plan(&from, &outside, Method::Lossless).exact().is_ok());
+    let wrong = Rwkv7Config {
+        norm_prefix: Some(10),
+        ..to
+    };
+    let error = Plan::new(&from, &wrong, Method::Lossless, Embedding::Lift).unwrap_err();
+    assert!(error.to_string().contains("norm_prefix"), "{error}");
+
     let to = Rwkv7Config {
         head_size: 16,
         n_embd: 32,

@@ -11,7 +11,7 @@ use rwkv7_core::{
     layers::ChannelMixConfig,
 };
 
-use crate::{Embedding, Growable, Heads, Method, Plan, ScalingError, apply::gaussian, grow};
+use crate::{Embedding, Growable, Method, Plan, ScalingError, apply::gaussian, grow};
 
 mod methods;
 
@@ -124,15 +124,17 @@ fn pick(seed: u64, place: u64, below: usize) -> usize {
     (gaussian(seed, place).abs() * 1e6) as usize % below
 }
 
-/// A random growth of RWKV-7: some dimensions stay, others grow by any ratio, the head size by 2 or 4.
+/// A random growth of RWKV-7: some dimensions stay, others grow by any ratio, heads by copies or outside of the norms.
 fn random_plan(seed: u64) -> (Rwkv7Config, Rwkv7Config) {
     let pick = |place, below| pick(seed, place, below);
     let from = base(1 + pick(0, 3), 1 + pick(1, 3));
-    let head_size = 8 * [1, 1, 2, 4][pick(10, 4)];
+    let head_size = [8, 8, 16, 32, 11, 16][pick(10, 6)];
+    let outside_norms = head_size == 11 || pick(11, 2) == 0;
     let to = Rwkv7Config {
         vocab_size: VOCAB + pick(2, 2) * 5,
         n_layer: from.n_layer + pick(3, 4),
         head_size,
+        norm_prefix: outside_norms.then_some(8),
         n_embd: head_size * (from.n_head() + pick(4, 4)),
         decay_rank: from.decay_rank + pick(5, 3),
         in_context_rank: from.in_context_rank + pick(6, 3),
@@ -200,13 +202,10 @@ fn two_hundred_random_growths_lose_nothing() {
                 from.with_second_half(half.clone()),
                 to.with_second_half(half.clone()),
             );
-            let heads = Heads {
-                from: from.head_size,
-                to: to.head_size,
-            };
-            if half.obstacle(heads).is_some() {
+            if half.obstacle(crate::plan::heads(&from, &to)).is_some() {
                 to.n_embd = to.n_head() * from.head_size;
                 to.head_size = from.head_size;
+                to.norm_prefix = None;
             }
             let found = Pair::new(&from, &to, Method::Lossless, dtype, seed).difference();
             assert!(found < tolerance, "{from:?} to {to:?}: {found:e}");
@@ -396,6 +395,26 @@ fn every_new_part_of_every_tensor_learns_within_two_steps() {
         ..to
     };
     check(&from, &to);
+    let copies = Rwkv7Config {
+        head_size: 16,
+        n_embd: 48,
+        ..from.clone()
+    };
+    let others = Rwkv7Config {
+        head_size: 11,
+        n_embd: 33,
+        norm_prefix: Some(8),
+        ..from.clone()
+    };
+    check(&from, &copies);
+    check(&from, &others);
+    let half = MetaStateConfig::practical();
+    for larger in [copies, others] {
+        check(
+            &from.with_second_half(half.clone()),
+            &larger.with_second_half(half.clone()),
+        );
+    }
     for half in [MetaStateConfig::paper(), MetaStateConfig::practical()] {
         check(
             &from.with_second_half(half.clone()),
