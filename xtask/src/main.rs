@@ -68,6 +68,16 @@ const WGPU: &[Check] = &[
         "cargo test --workspace --features wgpu --lib -- operator::tests::custom model::tests",
     ),
     (
+        "custom operation as in a browser, without fusion, on WGPU",
+        &[
+            ("BURN_DEVICE", "wgpu"),
+            ("CUBECL_AUTOTUNE_LEVEL", "minimal"),
+            ("RWKV7_OPERATOR", "packed"),
+            ("BURN_FUSION_MAX_EXPLORATIONS", "0"),
+        ],
+        "cargo test --workspace --features wgpu --lib -- operator::tests::custom",
+    ),
+    (
         "WGPU against the CPU",
         WGPU_ENVIRONMENT,
         "cargo test --workspace --features wgpu --test devices",

@@ -26,7 +26,7 @@
 //! matrix products over chunks of tokens, in plain tensor operations. The third is a custom operation with hand-written
 //! gradients for the CPU and for GPUs. [`wkv7`] takes the custom one for f32 and half precision where there is one, and the
 //! chunked one elsewhere; the environment variable `RWKV7_OPERATOR` set to `chunked` or `oracle` overrides that, to find out
-//! whether a driver computes the custom operation wrongly.
+//! whether a driver computes the custom operation wrongly, and `packed` makes GPUs compute it as they do in browsers.
 
 mod backend;
 pub mod chunked;
@@ -127,10 +127,19 @@ impl Choice {
         *ASKED.get_or_init(|| match std::env::var("RWKV7_OPERATOR").as_deref() {
             Ok("chunked") => Some(Self::Chunked),
             Ok("oracle") => Some(Self::Oracle),
-            Ok("custom") | Err(_) => None,
-            Ok(other) => panic!("RWKV7_OPERATOR is `{other}`, expected custom, chunked or oracle"),
+            Ok("custom" | "packed") | Err(_) => None,
+            Ok(other) => {
+                panic!("RWKV7_OPERATOR is `{other}`, expected custom, packed, chunked or oracle")
+            }
         })
     }
+}
+
+/// Whether the environment variable asks for GPU kernels with few storage buffers, as browsers need them.
+#[cfg(feature = "gpu")]
+fn packed_is_asked() -> bool {
+    static ASKED: OnceLock<bool> = OnceLock::new();
+    *ASKED.get_or_init(|| std::env::var("RWKV7_OPERATOR").is_ok_and(|asked| asked == "packed"))
 }
 
 /// Whether nobody asked for plain tensor operations.

@@ -14,7 +14,10 @@ use cubecl::{
 
 use super::{CHUNK, TokenTensors, Wkv7Ops};
 use crate::{
-    operator::gpu::{self, Dims, LaunchError},
+    operator::{
+        gpu::{self, Dims, LaunchError},
+        packed_is_asked,
+    },
     taps::Taps,
 };
 
@@ -123,7 +126,7 @@ impl Call {
         let contiguous = kernel::into_contiguous;
         Self {
             dims,
-            packed: (bindings as usize) < BUFFERS,
+            packed: (bindings as usize) < BUFFERS || packed_is_asked(),
             input: TokenTensors {
                 r: contiguous(input.r),
                 log_w: contiguous(input.log_w),
