@@ -102,8 +102,11 @@ fn grow_parameter(
             grown.scalars.insert(format!("{after}.{field}"), *scalar);
         }
     }
-    if state.paths.contains_key(&before.to_string()) {
-        grown.paths.insert(after.to_string(), target.path.clone());
+    if let Some(path) = state.paths.get(&before.to_string()) {
+        // The model may be a part of a larger module.
+        let around = path.strip_suffix(&source.path).unwrap_or_default();
+        let path = format!("{around}{}", target.path);
+        grown.paths.insert(after.to_string(), path);
     }
     Ok(())
 }
