@@ -75,7 +75,7 @@ fn growth_that_cannot_be_is_refused_and_nothing_is_written() {
         r#"{"n_embd": 40}"#,
         &["n_embd", "multiple of head_size = 16"],
     );
-    fails(r#"{"head_size": 8}"#, &["head_size", "only grow"]);
+    fails(r#"{"head_size": 8}"#, &["head_size", "other slices"]);
     fails(
         r#"{"head_size": 24, "n_embd": 48}"#,
         &["att.ln_x", "number of heads", "--inexact"],

@@ -44,6 +44,7 @@ pub fn apply(
         Vec::new()
     };
     let deviation = deviation(old);
+    let means = Means::new(axes, old, to);
     let mut index = vec![0; to.len()];
     let entry = |flat: usize| {
         let value = match entry(&index, &places, &old.shape) {
@@ -51,10 +52,10 @@ pub fn apply(
                 let moved = if *perturbed { initial[flat] } else { 0.0 };
                 scale * share * old.data[at] + moved
             }
-            Entry::New(New::Mean) => scale * mean(&index, &places, old),
+            Entry::New(New::Mean) => scale * means.at(&index, &places, &old.shape),
             Entry::New(New::Random) => deviation * gaussian(seed, flat as u64),
             Entry::New(New::Initial) => initial[flat],
-            Entry::New(New::Zero | New::Copy | New::Share) => 0.0,
+            Entry::New(New::Zero | New::Copies(_)) => 0.0,
         };
         advance(&mut index, to);
         value
@@ -63,7 +64,7 @@ pub fn apply(
 }
 
 /// Whether each entry of the larger tensor is an old one in its old place.
-pub fn old_entries(axes: &[Axis], from: &[usize], to: &[usize], heads: Heads) -> Vec<bool> {
+pub(crate) fn old_entries(axes: &[Axis], from: &[usize], to: &[usize], heads: Heads) -> Vec<bool> {
     let places = places(axes, from, to, heads);
     let mut index = vec![0; to.len()];
     let entry = |_| {
@@ -191,14 +192,9 @@ fn axis_places(axis: Axis, from: usize, to: usize, heads: Heads) -> Vec<Place> {
         copy: false,
     };
     let within = |i: usize, length: usize, to: usize, new: New| match new {
-        New::Copy => Place::Old {
+        New::Copies(power) => Place::Old {
             at: i % length,
-            share: 1.0,
-            copy: i >= length,
-        },
-        New::Share => Place::Old {
-            at: i % length,
-            share: share(i / length, to / length),
+            share: share(i / length, to / length).powi(power),
             copy: i >= length,
         },
         _ if i < length => old(i),
@@ -233,9 +229,9 @@ enum Entry {
 fn entry(index: &[usize], places: &[Vec<Place>], from: &[usize]) -> Entry {
     let order = |new: New| match new {
         New::Zero => 0,
-        New::Mean => 1,
-        New::Initial => 2,
-        New::Random | New::Copy | New::Share => 3,
+        New::Random => 1,
+        New::Mean => 2,
+        New::Initial | New::Copies(_) => 3,
     };
     let (mut flat, mut product, mut first) = (0, 1.0, None);
     for ((axis, &i), length) in places.iter().zip(index).zip(from) {
@@ -269,26 +265,56 @@ pub(crate) fn advance(index: &mut [usize], shape: &[usize]) {
     }
 }
 
-/// The mean of the old entries along the first axis on which the entry is new, shared out as the other axes say.
-fn mean(index: &[usize], places: &[Vec<Place>], old: &Values) -> f64 {
-    let is_new = |axis: &usize| matches!(places[*axis][index[*axis]], Place::New(_));
-    let Some(axis) = (0..places.len()).find(is_new) else {
-        unreachable!("an old entry has no mean");
-    };
-    let (mut start, mut share_of, mut stride) = (0, 1.0, 1);
-    for other in (0..places.len()).rev() {
-        if other != axis
-            && let Place::Old { at, share, .. } = places[other][index[other]]
-        {
-            start += at * stride;
-            share_of *= share;
+/// The means of the old entries along the axis whose new entries are means.
+struct Means {
+    axis: usize,
+    /// As the old tensor, with one entry along that axis.
+    values: Vec<f64>,
+}
+
+impl Means {
+    fn new(axes: &[Axis], old: &Values, to: &[usize]) -> Self {
+        let is_mean = |axis: &Axis| {
+            let (Axis::Plain(new) | Axis::Channels { heads: new, .. }) = axis;
+            *new == New::Mean
+        };
+        let longer = |axis: &usize| is_mean(&axes[*axis]) && to[*axis] > old.shape[*axis];
+        let Some(axis) = (0..axes.len()).find(longer) else {
+            return Self {
+                axis: 0,
+                values: Vec::new(),
+            };
+        };
+        let inner: usize = old.shape[axis + 1..].iter().product();
+        let length = old.shape[axis];
+        let mean = |block: &[f64]| -> Vec<f64> {
+            let mut sums = vec![0.0; inner];
+            for row in block.chunks(inner) {
+                sums.iter_mut().zip(row).for_each(|(sum, x)| *sum += x);
+            }
+            sums.iter().map(|sum| sum / length as f64).collect()
+        };
+        Self {
+            axis,
+            values: old.data.chunks(inner * length).flat_map(mean).collect(),
         }
-        stride *= old.shape[other];
     }
-    let step: usize = old.shape[axis + 1..].iter().product();
-    let count = old.shape[axis];
-    let sum: f64 = (0..count).map(|i| old.data[start + i * step]).sum();
-    share_of * sum / count as f64
+
+    /// The mean for an entry, shared out as the other axes say.
+    fn at(&self, index: &[usize], places: &[Vec<Place>], shape: &[usize]) -> f64 {
+        let (mut flat, mut product) = (0, 1.0);
+        for (axis, (&i, &length)) in index.iter().zip(shape).enumerate() {
+            match places[axis][i] {
+                _ if axis == self.axis => {}
+                Place::Old { at, share, .. } => {
+                    flat = flat * length + at;
+                    product *= share;
+                }
+                Place::New(new) => unreachable!("{new:?} comes before the mean"),
+            }
+        }
+        product * self.values[flat]
+    }
 }
 
 /// Root of the mean square, or of one over the length of the rows where all is zero.
@@ -302,7 +328,7 @@ fn deviation(old: &Values) -> f64 {
     }
 }
 
-/// Random values so small that a product with a vector of this many ones has a deviation of 0.1.
+/// Random values so small that their products with a vector of ones have a deviation of 0.1.
 pub fn small(shape: &[usize], seed: u64) -> Vec<f64> {
     let longest = shape.iter().copied().max().unwrap_or(1);
     let deviation = 0.1 / (longest as f64).sqrt();

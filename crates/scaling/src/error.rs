@@ -35,6 +35,12 @@ pub enum ScalingError {
         /// Why, and what to do.
         reason: &'static str,
     },
+    /// An embedding that cannot get channels in pairs.
+    #[error("no paired channels for this embedding: {reason}")]
+    Paired {
+        /// Why, and what to do.
+        reason: &'static str,
+    },
     /// An optimizer's state that is not that of the model.
     #[error("the optimizer's state is not that of this model: {reason}")]
     Optimizer {

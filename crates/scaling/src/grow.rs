@@ -18,7 +18,7 @@ use rwkv7_core::{
 };
 
 use crate::{
-    Growable, Plan, ScalingError, Step,
+    Growable, Heads, Plan, ScalingError, Step,
     apply::{Values, apply, lift, named_seed, paired, small},
     plan::heads,
     rules::{Rule, grow_matrices, pad_channels},
@@ -95,7 +95,9 @@ fn tensors<S: Growable>(
         let (progress, done) = (progress.clone(), done.clone());
         let make = move || {
             progress(done.fetch_add(1, Ordering::Relaxed), 2 * plan.steps.len());
-            let seed = named_seed(seed, &step.name);
+            // The same place in a model of another size has other values.
+            let place = format!("{} {} {}", plan.to.n_layer, plan.to.n_embd, step.name);
+            let seed = named_seed(seed, &place);
             let initial = || match checkpoint::initial_tensor(&plan.to, &step.name, seed) {
                 Some(data) => data.iter::<f64>().collect(),
                 None => unreachable!("{} is a tensor of the larger model", step.name),
@@ -153,6 +155,15 @@ fn tensors<S: Growable>(
 const EMBEDDING: [&str; 3] = ["emb.weight", "blocks.0.ln0.weight", "blocks.0.ln0.bias"];
 
 impl<S: Growable> Plan<S> {
+    /// How heads' states grow: naive methods copy nothing.
+    fn state_heads(&self) -> Heads {
+        let heads = heads(&self.from, &self.to);
+        Heads {
+            outside_norms: heads.outside_norms || self.method.is_naive(),
+            ..heads
+        }
+    }
+
     /// The larger model's state that goes on where a state of the smaller one is: generation in progress gets the same logits.
     pub fn grow_state(&self, state: StateOf<S>) -> StateOf<S> {
         let dims = self.to.dims();
@@ -170,7 +181,7 @@ impl<S: Growable> Plan<S> {
             .map(|(layer, source)| match source {
                 Some(source) => {
                     let old = state.layers[*source].clone();
-                    let heads = heads(&self.from, &self.to);
+                    let heads = self.state_heads();
                     LayerState {
                         att: TimeMixState {
                             shift: pad_channels(old.att.shift, heads, &dims),

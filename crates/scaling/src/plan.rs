@@ -26,6 +26,13 @@ pub enum Method {
     ShrinkPerturb,
 }
 
+impl Method {
+    /// Whether entries are put beside each other without regard to what the model computes.
+    pub(crate) fn is_naive(self) -> bool {
+        matches!(self, Self::Paper | Self::ShrinkPerturb)
+    }
+}
+
 /// How a wider model gets its embedding.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -84,6 +91,15 @@ impl Step {
             Rule::Grow { axes, .. } if !self.again => {
                 apply::old_entries(axes, &self.from, &self.to, self.heads)
             }
+            Rule::Paired => {
+                let channels = Axis::Channels {
+                    heads: New::Zero,
+                    size: New::Zero,
+                };
+                let rows = Axis::Plain(New::Zero);
+                let axes = [rows, channels];
+                apply::old_entries(&axes[2 - self.to.len()..], &self.from, &self.to, self.heads)
+            }
             _ => vec![false; self.to.iter().product()],
         }
     }
@@ -121,7 +137,7 @@ impl<S: Growable> Plan<S> {
     ) -> Result<Self, ScalingError> {
         let own = from.embed_width.unwrap_or(from.n_embd);
         let wider = to.n_embd > from.n_embd;
-        let naive = matches!(method, Method::Paper | Method::ShrinkPerturb);
+        let naive = method.is_naive();
         let paired = embedding == Embedding::Paired && wider;
         let lifted = from.embed_width.is_some() || (wider && !naive && !paired);
         let to = Rwkv7Config {
@@ -166,7 +182,7 @@ impl<S: Growable> Plan<S> {
     /// [`ScalingError::NotExact`] names the tensor and the reason.
     pub fn exact(self) -> Result<Self, ScalingError> {
         match self.obstacle {
-            Some((tensor, reason)) if self.method == Method::Lossless => {
+            Some((tensor, reason)) if !self.method.is_naive() => {
                 Err(ScalingError::NotExact { tensor, reason })
             }
             _ => Ok(self),
@@ -261,7 +277,6 @@ fn check<S: Growable>(from: &Rwkv7Config<S>, to: &Rwkv7Config<S>) -> Result<(), 
         ("vocab_size", from.vocab_size, to.vocab_size),
         ("n_layer", from.n_layer, to.n_layer),
         ("n_embd", from.n_embd, to.n_embd),
-        ("head_size", from.head_size, to.head_size),
         ("number of heads", from.n_head(), to.n_head()),
         ("decay_rank", from.decay_rank, to.decay_rank),
         ("in_context_rank", from.in_context_rank, to.in_context_rank),
@@ -269,6 +284,10 @@ fn check<S: Growable>(from: &Rwkv7Config<S>, to: &Rwkv7Config<S>) -> Result<(), 
         ("gate_rank", from.gate_rank, to.gate_rank),
     ] {
         at_least(field, from, to)?;
+    }
+    if to.head_size < from.head_size {
+        let reason = "smaller heads are other slices of the same channels; for more heads make the model wider";
+        return differs("head_size", &from.head_size, &to.head_size, reason);
     }
     if from.embedding_norm != to.embedding_norm {
         let reason = "the embedding is normalised or it is not; keep it";
@@ -279,15 +298,14 @@ fn check<S: Growable>(from: &Rwkv7Config<S>, to: &Rwkv7Config<S>) -> Result<(), 
             reason,
         );
     }
-    let epsilons = [from.layer_norm_eps, from.group_norm_eps];
-    let wanted = [to.layer_norm_eps, to.group_norm_eps];
-    if epsilons != wanted {
-        return differs(
-            "epsilons",
-            &epsilons,
-            &wanted,
-            "they are part of what the model computes; keep them",
-        );
+    for (field, from, to) in [
+        ("layer_norm_eps", from.layer_norm_eps, to.layer_norm_eps),
+        ("group_norm_eps", from.group_norm_eps, to.group_norm_eps),
+    ] {
+        if from != to {
+            let reason = "it is part of what the model computes; keep it";
+            return differs(field, &from, &to, reason);
+        }
     }
     let prefix = from.norm_prefix.unwrap_or(from.head_size);
     if to.norm_prefix != from.norm_prefix && to.norm_prefix != Some(prefix) {
@@ -307,40 +325,18 @@ fn check_paired<S>(
     to: &Rwkv7Config<S>,
     method: Method,
 ) -> Result<(), ScalingError> {
-    let refused = |field, found: &dyn fmt::Debug, wanted: &dyn fmt::Debug, reason| {
-        differs(field, found, wanted, reason)
-    };
-    if !matches!(method, Method::Lossless | Method::Stack) {
-        return refused(
-            "method",
-            &method,
-            &Method::Lossless,
-            "paired channels are a way to lose nothing; leave them out",
-        );
+    let refused = |reason| Err(ScalingError::Paired { reason });
+    if method.is_naive() {
+        return refused("they are a way to lose nothing, and this method is not; leave them out");
     }
-    if let Some(width) = from.embed_width {
-        return refused(
-            "embed_width",
-            &width,
-            &to.n_embd,
-            "a model that has a lift already has no use for paired channels; grow its lift",
-        );
+    if from.embed_width.is_some() {
+        return refused("the model has a lift already; grow its lift");
     }
     if !from.embedding_norm {
-        return refused(
-            "embedding_norm",
-            &false,
-            &true,
-            "paired channels need the embedding's norm; use a lift",
-        );
+        return refused("they need the embedding's norm, which this model has folded; use a lift");
     }
     if !(to.n_embd - from.n_embd).is_multiple_of(2) {
-        return refused(
-            "n_embd",
-            &from.n_embd,
-            &to.n_embd,
-            "paired channels need an even number of new ones",
-        );
+        return refused("they need an even number of new channels");
     }
     Ok(())
 }
@@ -416,7 +412,7 @@ impl<S> fmt::Display for Plan<S> {
             }
             writeln!(out)?;
         }
-        if let (Some((tensor, reason)), Method::Lossless) = (self.obstacle, self.method) {
+        if let Some((tensor, reason)) = self.obstacle.filter(|_| !self.method.is_naive()) {
             writeln!(out, "not exact: {tensor}: {reason}")?;
         }
         Ok(())
@@ -436,8 +432,8 @@ fn new_entries(
         New::Mean => "the mean of the old ones",
         New::Random => "random",
         New::Initial => "initial values",
-        New::Copy => "copies",
-        New::Share => "copies, shared out",
+        New::Copies(0) => "copies",
+        New::Copies(_) => "copies, shared out",
     };
     let Axis::Channels { heads: new, size } = axis else {
         let Axis::Plain(new) = axis else {

@@ -24,11 +24,16 @@ pub enum New {
     Random,
     /// The values that the larger model starts with.
     Initial,
+    /// The old ones once more, each copy times its share to this power. With shares, copies of what they multiply add up to
+    /// what it was. The shares are unequal: equal ones would get equal gradients for ever.
+    Copies(i32),
+}
+
+impl New {
     /// The old ones once more.
-    Copy,
-    /// The old ones once more, all of them shared out, so that copies of what they multiply add up to what it was. The
-    /// shares are unequal: equal ones would get equal gradients for ever.
-    Share,
+    const COPY: Self = Self::Copies(0);
+    /// The old ones once more, shared out.
+    const SHARE: Self = Self::Copies(1);
 }
 
 /// Where the old entries are along an axis, and what the others are.
@@ -99,7 +104,9 @@ impl Rule {
     /// entries have seen nothing. None where no old entries are.
     pub(crate) fn of_moment(&self, order: i32) -> Option<Self> {
         let seen = |new: New| match new {
-            New::Copy | New::Share => New::Copy,
+            // What is shared out further on gets a share of the gradient; what is shared out itself gets all of it.
+            New::COPY => New::Copies(order),
+            New::Copies(_) => New::COPY,
             _ => New::Zero,
         };
         let axis = |axis: &Axis| match *axis {
@@ -149,7 +156,7 @@ impl Axes {
         } else {
             // Silent keys and outputs: exact where the norms leave the new channels out.
             match size {
-                New::Copy | New::Share => New::Zero,
+                New::Copies(_) => New::Zero,
                 other => other,
             }
         };
@@ -184,11 +191,16 @@ pub trait Growable: SecondHalfConfig {
     fn input_scale(&self, heads: Heads) -> f64;
 
     /// The layer's state in a model of these larger dimensions.
-    fn grow_state(&self, state: StateOf<Self>, heads: Heads, to: &LayerDims) -> StateOf<Self>;
+    fn grow_state(
+        &self,
+        state: LayerStateOf<Self>,
+        heads: Heads,
+        to: &LayerDims,
+    ) -> LayerStateOf<Self>;
 }
 
 /// What a layer of this configuration carries.
-type StateOf<S> = <<S as SecondHalfConfig>::Layer as SecondHalf>::State;
+type LayerStateOf<S> = <<S as SecondHalfConfig>::Layer as SecondHalf>::State;
 
 impl Growable for ChannelMixConfig {
     fn check(&self, to: &Self) -> Result<(), ScalingError> {
@@ -291,14 +303,14 @@ impl Growable for MetaStateConfig {
                 axes.scale,
                 [
                     New::Zero.into(),
-                    axes.within(New::Share),
+                    axes.within(New::SHARE),
                     axes.width(New::Mean),
                 ],
             ),
             "sse1" => Rule::grow([random(), random(), random()]),
-            "sse2" => Rule::grow([random(), New::Zero.into(), axes.within(New::Share)]),
+            "sse2" => Rule::grow([random(), New::Zero.into(), axes.within(New::SHARE)]),
             "mix" => Rule::grow([New::Initial.into(), New::Initial.into()]),
-            "W_sse" => Rule::grow([random(), random(), axes.within(New::Copy)]),
+            "W_sse" => Rule::grow([random(), random(), axes.within(New::COPY)]),
             "ln.weight" | "ln.bias" => {
                 Rule::grow([axes.inner(New::Initial, copied(axes, New::Initial))])
             }
@@ -351,7 +363,8 @@ pub(crate) fn rule<S: Growable>(config: &Rwkv7Config<S>, name: &str, axes: &Axes
     let random = || New::Random.into();
     match name {
         "emb.weight" => Rule::grow([random(), axes.width(New::Zero)]),
-        "head.weight" => Rule::grow([random(), axes.width(New::Random)]),
+        // As likely as a token is on average: nothing is known of them.
+        "head.weight" => Rule::grow([New::Mean.into(), axes.width(New::Random)]),
         "ln0.weight" | "ln0.bias" => Rule::grow([axes.width(New::Zero)]),
         "lift.weight" if config.embed_width.is_some() => {
             Rule::scaled(scale, [axes.width(New::Mean), New::Zero.into()])
@@ -382,7 +395,7 @@ pub(crate) fn rule<S: Growable>(config: &Rwkv7Config<S>, name: &str, axes: &Axes
             axes.width(New::Random),
         ]),
         "att.key.weight" => {
-            Rule::grow([axes.inner(New::Random, New::Copy), axes.width(New::Random)])
+            Rule::grow([axes.inner(New::Random, New::COPY), axes.width(New::Random)])
         }
         "att.value.weight" => Rule::grow([
             axes.inner(New::Random, copied(axes, New::Random)),
@@ -398,7 +411,7 @@ pub(crate) fn rule<S: Growable>(config: &Rwkv7Config<S>, name: &str, axes: &Axes
         ]),
         "att.output.weight" => Rule::scaled(
             scale,
-            [axes.width(New::Mean), axes.inner(New::Zero, New::Share)],
+            [axes.width(New::Mean), axes.inner(New::Zero, New::SHARE)],
         ),
         other => unreachable!("no tensor of RWKV-7 is called {other}"),
     }
@@ -406,11 +419,11 @@ pub(crate) fn rule<S: Growable>(config: &Rwkv7Config<S>, name: &str, axes: &Axes
 
 /// Copies where heads are copied, else what is free to be anything.
 fn copied(axes: &Axes, free: New) -> New {
-    axes.heads.copies().map_or(free, |_| New::Copy)
+    axes.heads.copies().map_or(free, |_| New::COPY)
 }
 
 fn shared(axes: &Axes, free: New) -> New {
-    axes.heads.copies().map_or(free, |_| New::Share)
+    axes.heads.copies().map_or(free, |_| New::SHARE)
 }
 
 /// The share of the copy `copy` (from 0) of `copies`: 2/3 and 1/3, or 4/10 to 1/10.

@@ -13,6 +13,8 @@ pub struct Difference {
     pub mean: f64,
     /// Mean Kullback-Leibler divergence of the larger model's next-token distribution from the smaller one's, in nats.
     pub kl: f64,
+    /// Mean probability that the larger model gives to tokens that the smaller one does not know.
+    pub new_tokens: f64,
 }
 
 impl Difference {
@@ -24,7 +26,14 @@ impl Difference {
     ) -> Self {
         let (expected, _) = small.forward(tokens.clone(), None);
         let (found, _) = large.forward(tokens, None);
-        let vocab = expected.dims()[2];
+        let [vocab, all] = [&expected, &found].map(|logits| logits.dims()[2]);
+        let new_tokens = match all - vocab {
+            0 => 0.0,
+            new => {
+                let shares = activation::softmax(found.clone(), 2).narrow(2, vocab, new);
+                f64::from(shares.sum_dim(2).mean().into_scalar::<f32>())
+            }
+        };
         let found = found.narrow(2, 0, vocab);
         let number = |x: Tensor<1>| f64::from(x.into_scalar::<f32>());
         let deviation = {
@@ -40,6 +49,7 @@ impl Difference {
             largest: number(gap.clone().max()) / deviation,
             mean: number(gap.mean()) / deviation,
             kl: number(kl),
+            new_tokens,
         }
     }
 }

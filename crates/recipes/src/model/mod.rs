@@ -134,13 +134,15 @@ impl ModelConfig {
             gate_rank: part(base.gate_rank),
             ..base
         };
-        Ok(match self {
+        let smaller = match self {
             Self::Rwkv7(config) => {
                 let ffn_size = part(config.second_half.ffn_size);
                 Self::Rwkv7(base.with_second_half(ChannelMixConfig { ffn_size }))
             }
             Self::MetaState(config) => Self::MetaState(base.with_second_half(config.second_half)),
-        })
+        };
+        smaller.validate()?;
+        Ok(smaller)
     }
 
     /// Exact number of parameters.

@@ -5,7 +5,7 @@ use std::path::Path;
 use rwkv7_core::atomic;
 
 use super::{TrainError, checkpoints};
-use crate::recipe::Recipe;
+use crate::{model::ModelConfig, recipe::Recipe};
 
 /// The epochs that the run in `out` has done; 0 for a new one.
 pub fn check(
@@ -53,10 +53,28 @@ pub fn check(
     Ok(checkpoints::newest_usable(folder)?)
 }
 
+/// The configuration of the model that a run started from, in its folder.
+pub const START: &str = "start.json";
+
+/// What the run in `out` started from, once it has done an epoch.
+pub fn begun(out: &Path) -> Result<Option<ModelConfig>, TrainError> {
+    let path = out.join(START);
+    if checkpoints::complete(&out.join("checkpoints")).is_empty() || !path.is_file() {
+        return Ok(None);
+    }
+    let failed = |source| TrainError::File {
+        path: path.clone(),
+        source,
+    };
+    let text = std::fs::read_to_string(&path).map_err(failed)?;
+    let config = serde_json::from_str(&text).map_err(|error| failed(error.into()))?;
+    Ok(Some(config))
+}
+
 /// Whether a run killed before it wrote its recipe left this behind.
 fn is_leftover(name: &std::ffi::OsStr) -> bool {
     name.to_str()
-        .is_some_and(|name| name.starts_with(atomic::TEMPORARY))
+        .is_some_and(|name| name.starts_with(atomic::TEMPORARY) || name.starts_with(".tmp"))
 }
 
 fn differences(before: &serde_json::Value, now: &serde_json::Value, prefix: &str) -> Vec<String> {

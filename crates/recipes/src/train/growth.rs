@@ -13,11 +13,11 @@ use std::{
 use burn::{
     module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId},
     optim::{GradientsParams, ModuleOptimizer},
-    tensor::{Bool, Tensor, TensorData},
+    tensor::{Tensor, TensorData},
     train::Interrupter,
 };
 use rwkv7_core::{Rwkv7, Rwkv7Config, checkpoint, layers::SecondHalf, loss};
-use scaling::{Growable, Plan, grow_model, grow_optimizer};
+use scaling::{Growable, Plan, Step, grow_model, grow_optimizer};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -48,11 +48,13 @@ pub struct Stage {
 
 /// What changes a model in training besides its steps.
 pub trait Evolution<M: SecondHalf>: Send + Sync {
-    /// Whether the model changes after `step` steps.
-    fn is_due(&self, step: usize) -> bool;
-
-    /// The model for the step after `step` steps, and its optimizer.
-    fn after(&self, step: usize, model: Rwkv7<M>, optimizer: &mut ModuleOptimizer) -> Rwkv7<M>;
+    /// The model that takes this one's place after `step` steps, if one does; the optimizer becomes its.
+    fn after(
+        &self,
+        step: usize,
+        model: &Rwkv7<M>,
+        optimizer: &mut ModuleOptimizer,
+    ) -> Option<Rwkv7<M>>;
 
     /// What was in the model before the growth that the step after `step` steps belongs to, if that trains differently.
     fn held(&self, step: usize, model: &Rwkv7<M>) -> Option<Held>;
@@ -68,6 +70,7 @@ pub struct Stages<S: Growable> {
     batches: usize,
     folder: PathBuf,
     steps_per_epoch: usize,
+    plain: bool,
     stop: Interrupter,
     failure: Mutex<Option<TrainError>>,
 }
@@ -87,7 +90,7 @@ pub fn plans<S: Growable>(
     Ok(plans)
 }
 
-/// What the model becomes. Of a model with a name only the size is taken: vocabulary and second half stay.
+/// What the model becomes. Of a model with a name only the sizes are taken: all else stays.
 fn target<S: Growable>(
     growth: &Growth,
     from: &Rwkv7Config<S>,
@@ -105,9 +108,16 @@ fn target<S: Growable>(
         ModelConfig::Rwkv7(config) => config.second_half.ffn_size,
         ModelConfig::MetaState(config) => 4 * config.n_embd,
     };
+    let named = named.base();
     let size = Rwkv7Config {
-        vocab_size: from.vocab_size,
-        ..named.base().with_second_half(from.second_half.clone())
+        n_layer: named.n_layer,
+        n_embd: named.n_embd,
+        head_size: named.head_size,
+        decay_rank: named.decay_rank,
+        in_context_rank: named.in_context_rank,
+        value_rank: named.value_rank,
+        gate_rank: named.gate_rank,
+        ..from.clone()
     };
     Ok(changed(
         &size,
@@ -116,12 +126,13 @@ fn target<S: Growable>(
 }
 
 impl<S: Growable> Stages<S> {
-    /// The stages of a recipe; `folder` is the run's.
+    /// The stages of a recipe; `folder` is the run's, and `plain` says that lines may be printed.
     pub fn new(
         recipe: &Recipe,
         start: &Rwkv7Config<S>,
         (validation, batches): (Arc<dyn BatchSource>, usize),
         folder: &Path,
+        plain: bool,
         stop: Interrupter,
     ) -> Result<Self, TrainError> {
         let plans = plans(recipe, start)?;
@@ -135,6 +146,7 @@ impl<S: Growable> Stages<S> {
             batches,
             folder: folder.to_path_buf(),
             steps_per_epoch: recipe.steps_per_epoch,
+            plain,
             stop,
             failure: Mutex::new(None),
         })
@@ -164,25 +176,15 @@ impl<S: Growable> Stages<S> {
         self.failure.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A model before the first step, grown if the recipe says so.
-    pub fn begin(
+    /// The model after the growth that is due after `step` steps, if one is.
+    pub fn grow(
         &self,
-        model: Rwkv7<S::Layer>,
-        optimizer: &mut ModuleOptimizer,
-    ) -> Result<Rwkv7<S::Layer>, TrainError> {
-        if self.growths.first().is_some_and(|first| first.after == 0) {
-            return self.grow(0, &model, optimizer);
-        }
-        Ok(model)
-    }
-
-    /// Growth number `index`.
-    fn grow(
-        &self,
-        index: usize,
+        step: usize,
         model: &Rwkv7<S::Layer>,
         optimizer: &mut ModuleOptimizer,
-    ) -> Result<Rwkv7<S::Layer>, TrainError> {
+    ) -> Result<Option<Rwkv7<S::Layer>>, TrainError> {
+        let due = self.growths.iter().position(|growth| growth.after == step);
+        let Some(index) = due else { return Ok(None) };
         let started = Instant::now();
         let (plan, growth) = (&self.plans[index], &self.growths[index]);
         let device = model.head.weight.device();
@@ -200,14 +202,16 @@ impl<S: Growable> Stages<S> {
             seconds: Some(started.elapsed().as_secs_f64()),
             ..self.stage(index + 1)
         };
-        eprintln!(
-            "grown after {} steps: {} parameters, validation loss {before:.4} before and {after:.4} after",
-            growth.after, stage.parameters
-        );
+        if self.plain {
+            eprintln!(
+                "grown after {step} steps: {} parameters, validation loss {before:.4} before and {after:.4} after",
+                stage.parameters
+            );
+        }
         self.log(&stage)?;
         let config = checkpoint::config_json(&plan.to);
         write_json(&self.folder.join("config.json"), &config)?;
-        Ok(large)
+        Ok(Some(large))
     }
 
     fn stage(&self, index: usize) -> Stage {
@@ -284,24 +288,18 @@ impl<S: Growable> Stages<S> {
 const GROWTH: &str = "growth";
 
 impl<S: Growable> Evolution<S::Layer> for Stages<S> {
-    fn is_due(&self, step: usize) -> bool {
-        self.growths.iter().any(|growth| growth.after == step)
-    }
-
     fn after(
         &self,
         step: usize,
-        model: Rwkv7<S::Layer>,
+        model: &Rwkv7<S::Layer>,
         optimizer: &mut ModuleOptimizer,
-    ) -> Rwkv7<S::Layer> {
-        let due = self.growths.iter().position(|growth| growth.after == step);
-        let Some(index) = due else { return model };
-        match self.grow(index, &model, optimizer) {
+    ) -> Option<Rwkv7<S::Layer>> {
+        match self.grow(step, model, optimizer) {
             Ok(large) => large,
             Err(error) => {
                 self.stop.stop(Some("the model cannot grow"));
                 *self.slot() = Some(error);
-                model
+                None
             }
         }
     }
@@ -317,28 +315,47 @@ impl<S: Growable> Evolution<S::Layer> for Stages<S> {
 #[derive(Clone)]
 pub struct Held {
     rate: f64,
-    /// 1 for old entries, in the layout of each parameter.
-    old: Arc<HashMap<ParamId, TensorData>>,
+    /// 1 for old entries and 0 for others, by parameter and of its shape.
+    old: Arc<Mutex<GradientsParams>>,
 }
 
 impl Held {
     fn new<S: Growable>(plan: &Plan<S>, model: &Rwkv7<S::Layer>, rate: f64) -> Self {
-        let steps: HashMap<&str, _> = plan.steps.iter().map(|s| (s.name.as_str(), s)).collect();
-        let mask = |parameter: checkpoint::Parameter| {
-            let step = steps[parameter.name.as_str()];
-            let official = step.old_entries();
-            let entries = match parameter.shape[..] {
-                [rows, columns] if parameter.transposed => (0..rows * columns)
-                    .map(|i| official[i % columns * rows + i / columns])
-                    .collect(),
-                _ => official,
-            };
-            (parameter.id, TensorData::new(entries, parameter.shape))
-        };
+        struct Masks<'a> {
+            entries: HashMap<ParamId, (&'a Step, bool)>,
+            found: GradientsParams,
+        }
+        impl ModuleVisitor for Masks<'_> {
+            fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+                let Some((step, transposed)) = self.entries.get(&param.id) else {
+                    return;
+                };
+                let old: Vec<f32> = step
+                    .old_entries()
+                    .into_iter()
+                    .map(|old| f32::from(u8::from(old)))
+                    .collect();
+                let device = param.val().device().inner();
+                let mask = Tensor::<D>::from_data(TensorData::new(old, step.to.clone()), &device);
+                let mask = match transposed {
+                    true => mask.transpose(),
+                    false => mask,
+                };
+                self.found.register(param.id, mask);
+            }
+        }
+        let steps: HashMap<&str, &Step> = plan.steps.iter().map(|s| (s.name.as_str(), s)).collect();
         let parameters = checkpoint::parameters(model).into_iter();
+        let mut masks = Masks {
+            entries: parameters
+                .map(|p| (p.id, (steps[p.name.as_str()], p.transposed)))
+                .collect(),
+            found: GradientsParams::new(),
+        };
+        model.visit(&mut masks);
         Self {
             rate,
-            old: Arc::new(parameters.map(mask).collect()),
+            old: Arc::new(Mutex::new(masks.found)),
         }
     }
 
@@ -350,30 +367,38 @@ impl Held {
                 self.0.register(param.id, param.val().inner());
             }
         }
-        struct Hold<'a>(&'a Held, GradientsParams);
+        struct Hold<'a> {
+            rate: f64,
+            old: MutexGuard<'a, GradientsParams>,
+            before: GradientsParams,
+        }
         impl ModuleMapper for Hold<'_> {
             fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-                let (Some(before), Some(old)) =
-                    (self.1.remove::<D>(param.id), self.0.old.get(&param.id))
-                else {
+                let before = self.before.remove::<D>(param.id);
+                let old = self.old.get::<D>(param.id);
+                let (Some(before), Some(old)) = (before, old) else {
                     return param;
                 };
-                let rate = self.0.rate;
+                let rate = self.rate;
                 param.map(|after| {
                     let grad = after.is_require_grad();
                     let after = after.inner();
-                    let old = Tensor::<D, Bool>::from_data(old.clone(), &after.device());
                     let kept = match rate {
                         0.0 => before,
                         rate => before.clone() + (after.clone() - before) * rate,
                     };
-                    Tensor::from_inner(after.mask_where(old, kept)).set_require_grad(grad)
+                    let held = after.mask_where(old.equal_elem(1.0), kept);
+                    Tensor::from_inner(held).set_require_grad(grad)
                 })
             }
         }
         let mut collect = Collect(GradientsParams::new());
         before.visit(&mut collect);
-        after.map(&mut Hold(self, collect.0))
+        after.map(&mut Hold {
+            rate: self.rate,
+            old: self.old.lock().unwrap_or_else(PoisonError::into_inner),
+            before: collect.0,
+        })
     }
 }
 

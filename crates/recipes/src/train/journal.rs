@@ -118,7 +118,7 @@ impl Journal {
                 let Some(epoch) = entry["epoch"].as_u64().map(|epoch| epoch as usize) else {
                     continue;
                 };
-                if epoch > steps.done {
+                if epoch > steps.done || steps.done == 0 {
                     continue;
                 }
                 if let (Some("valid"), Some(loss)) =

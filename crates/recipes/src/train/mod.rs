@@ -5,6 +5,7 @@
 //! | `recipe.json` | the effective recipe |
 //! | `checkpoints/{epoch}/` | model, optimizer and schedule to go on from |
 //! | `metrics.jsonl` | every number of every step |
+//! | `start.json` | the configuration of the model that the run started from, where the recipe says `start` |
 //! | `model.safetensors`, `config.json` | the model of the epoch with the lowest validation loss, official names |
 //! | `report.json` | the final evaluation |
 
@@ -131,12 +132,18 @@ pub fn train(
     recipe.validate()?;
     let tokenizer = tokenizer::load(&recipe.tokenizer)?;
     let vocab_size = tokenizer.vocab_size();
-    let (config, start) = match &recipe.start {
-        None => {
+    let begun = match options.resume {
+        true => folder::begun(out)?,
+        false => None,
+    };
+    let (config, start) = match (&recipe.start, begun) {
+        (None, _) => {
             let config = recipe.model.config(recipe.arch, vocab_size)?;
             (config.scaled_down(recipe.scale_down)?, None)
         }
-        Some(start) => {
+        // The model that it started from may be gone by now.
+        (Some(_), Some(config)) => (config, None),
+        (Some(start), None) => {
             let checkpoint = Source::find(Path::new(start))?.open()?;
             let config = ModelConfig::of(&checkpoint)?;
             let found = config.base().vocab_size;
@@ -172,7 +179,8 @@ fn fit<S: Growable>(
     let mut optimizer = recipe.optimizer.init();
     let interrupter = Interrupter::new();
     let validation = (data.validation.clone(), data.validation_batches);
-    let stages = Stages::new(recipe, &config, validation, out, interrupter.clone())?;
+    let plain = options.plain || cfg!(not(feature = "tui")) || !std::io::stdout().is_terminal();
+    let stages = Stages::new(recipe, &config, validation, out, plain, interrupter.clone())?;
     let stages = Arc::new(stages);
     let steps_done = done * recipe.steps_per_epoch;
     // A run that goes on has the size that it had.
@@ -184,6 +192,9 @@ fn fit<S: Growable>(
     let file_error = |path: PathBuf| move |source| TrainError::File { path, source };
     std::fs::create_dir_all(out).map_err(file_error(out.to_path_buf()))?;
     write_json(&out.join("recipe.json"), &recipe.to_json())?;
+    if let (Some(_), 0) = (&start, done) {
+        write_json(&out.join(folder::START), &checkpoint::config_json(&config))?;
+    }
     write_json(&out.join("config.json"), &checkpoint::config_json(&config))?;
     std::fs::create_dir_all(&folder).map_err(file_error(folder.clone()))?;
     checkpoints::remove_incomplete(&folder).map_err(file_error(folder.clone()))?;
@@ -207,10 +218,11 @@ fn fit<S: Growable>(
         Some(start) if done == 0 => start.into_model(&config, &device, FloatDType::F32)?,
         _ => config.init(&device, recipe.seed),
     };
-    let model = match done {
-        0 => stages.begin(model, &mut optimizer)?,
-        _ => model,
+    let grown = match done {
+        0 => stages.grow(0, &model, &mut optimizer)?,
+        _ => None,
     };
+    let model = grown.unwrap_or(model);
     let trainee = Trainee::new(model, settings).in_course(stages.clone(), steps_done);
     eprintln!(
         "{} parameters, epochs {} to {} of {} steps, output in {}",
@@ -262,7 +274,7 @@ fn fit<S: Growable>(
     if done > 0 {
         run = run.checkpoint(done);
     }
-    if options.plain || cfg!(not(feature = "tui")) || !std::io::stdout().is_terminal() {
+    if plain {
         run = run.renderer(Box::new(PlainProgress::new(done + 1)));
     }
     let started = Instant::now();

@@ -55,7 +55,7 @@ impl Schedule {
         let warmed: f64 = warmups
             .filter(|(start, length)| (*start..start + length).contains(&step))
             .map(|(start, length)| 0.01 + 0.99 * (step - start) as f64 / *length as f64)
-            .product();
+            .fold(1.0, f64::min);
         self.factor * cosine * warmed
     }
 }

@@ -249,8 +249,8 @@ impl<M: SecondHalf> TrainStep for Trainee<M> {
         trained.course.step += 1;
         if let Some(evolution) = trained.course.evolution::<M>() {
             let step = trained.course.step;
-            if evolution.is_due(step) {
-                trained.model = evolution.after(step, trained.model, optimizer);
+            if let Some(larger) = evolution.after(step, &trained.model, optimizer) {
+                trained.model = larger;
                 trained.course = Course::new(evolution, step);
                 trained.measure();
             }

@@ -292,7 +292,7 @@ fn what_cannot_grow_is_refused_with_the_reason() {
     })
     .to_string();
     assert!(
-        error.contains("head_size") && error.contains("only grow"),
+        error.contains("head_size") && error.contains("other slices"),
         "{error}"
     );
     let error = refused(Rwkv7Config {
