@@ -111,6 +111,18 @@ fn growth_that_cannot_be_is_refused_and_nothing_is_written() {
         r#"{"n_embd": 96}"#,
     ]);
     std::fs::remove_file(place.path("wide.safetensors")).unwrap();
+    let copy = place.path("model.pth");
+    std::fs::copy(&model, &copy).unwrap();
+    place.fails(
+        &[
+            "grow",
+            "model.pth",
+            "model.pth",
+            "--to",
+            r#"{"n_layer": 5}"#,
+        ],
+        &["model.pth", "the model itself"],
+    );
     let plan = place.ok(&[
         "grow",
         &model,
@@ -149,6 +161,43 @@ fn a_wider_rwkv7_without_a_new_tensor_runs_in_other_software() {
     place.fails(
         &["convert", "lifted.safetensors", "hf", "--format", "hf"],
         &["a width of its own"],
+    );
+}
+
+#[test]
+fn a_generation_goes_on_in_the_larger_model() {
+    let place = Place::new();
+    place.ok(&train(&["--set", "steps=10", "--out", "small"]));
+    let ask = |model: &str, more: &[&str]| {
+        let ask = ["generate", "--model", model, "--tokenizer", "byte"];
+        let ask = [&ask[..], &["--max-tokens", "6", "--temperature", "0"], more];
+        place.ok(&ask.concat())
+    };
+    ask("small", &["--prompt", "314", "--state-out", "a.state"]);
+    let to = r#"{"n_embd": 96, "head_size": 32, "n_layer": 2}"#;
+    let grow = ["grow", "small", "large.safetensors", "--to", to];
+    let states = ["--state-in", "a.state", "--state-out", "b.state"];
+    place.ok(&[&grow[..], &states].concat());
+    let small = ask("small", &["--prompt", "15,", "--state-in", "a.state"]);
+    let large = ask(
+        "large.safetensors",
+        &["--prompt", "15,", "--state-in", "b.state"],
+    );
+    assert_eq!(small, large);
+    let grow = [
+        "grow",
+        "large.safetensors",
+        "x.safetensors",
+        "--to",
+        r#"{"n_layer": 4}"#,
+    ];
+    place.fails(
+        &[
+            &grow[..],
+            &["--state-in", "a.state", "--state-out", "c.state"],
+        ]
+        .concat(),
+        &["a.state"],
     );
 }
 

@@ -266,6 +266,12 @@ pub struct Grow {
     /// Grow even where that changes what the model computes.
     #[arg(long)]
     pub inexact: bool,
+    /// A state that `generate --state-out` left, to grow with the model.
+    #[arg(long, value_name = "F", requires = "state_out")]
+    pub state_in: Option<PathBuf>,
+    /// Where the grown state goes.
+    #[arg(long, value_name = "F", requires = "state_in")]
+    pub state_out: Option<PathBuf>,
     /// A text that both models read for the comparison, instead of tokens from all over the vocabulary.
     #[arg(long, value_name = "PATH", conflicts_with = "no_verify")]
     pub text: Option<PathBuf>,

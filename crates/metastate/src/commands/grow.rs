@@ -50,6 +50,8 @@ enum GrowError {
          not lossless; nothing was written. Half-precision values that had to be scaled are rounded: try --dtype f32"
     )]
     NotLossless { output: String, largest: f64 },
+    #[error("{}: is the model itself or a folder; name a new safetensors file", .0.display())]
+    Output(PathBuf),
     #[error("{0}; --inexact grows it all the same")]
     Inexact(ScalingError),
 }
@@ -123,7 +125,14 @@ fn grow<S: Growable>(
         None if plan.scale() != 1.0 => Some(DType::F32),
         None => None,
     };
+    if same_file(&args.input, &args.output) || args.output.is_dir() {
+        return Err(GrowError::Output(args.output.clone()).into());
+    }
     let device = device::open(args.on.device.as_deref())?;
+    let state = match &args.state_in {
+        Some(path) => Some(from.init(&device, 0).zero_state(1, &device).load(path)?),
+        None => None,
+    };
     let mut difference = None;
     // The larger model gets its name only when it has been compared.
     let mut failed = None;
@@ -147,6 +156,9 @@ fn grow<S: Growable>(
         path: args.output.clone(),
         source,
     })?;
+    if let (Some(state), Some(path)) = (state, &args.state_out) {
+        plan.grow_state(state).save(path)?;
+    }
     let parameters = [from.num_params(), plan.to.num_params()];
     let object = json!({
         "input": args.input, "output": args.output, "parameters": parameters, "difference": difference,
@@ -164,10 +176,22 @@ fn grow<S: Growable>(
                 "logits differ by at most {:.1e} standard deviations, {:.1e} in the mean; KL {:.1e} nats",
                 difference.largest, difference.mean, difference.kl
             ));
+            if plan.to.vocab_size > plan.from.vocab_size {
+                lines.push(format!(
+                    "the larger model gives {:.1e} of its probability to the {} new tokens",
+                    difference.new_tokens,
+                    plan.to.vocab_size - plan.from.vocab_size
+                ));
+            }
         }
         lines.join("\n")
     });
     Ok(())
+}
+
+fn same_file(a: &Path, b: &Path) -> bool {
+    let [a, b] = [a, b].map(|path| path.canonicalize());
+    matches!((a, b), (Ok(a), Ok(b)) if a == b)
 }
 
 /// Writes the larger model and compares it with the smaller one.
@@ -212,7 +236,7 @@ fn write<S: Growable>(
     let difference = Difference::between(&small, &large, tokens);
     // NaN is not lossless either.
     let lossless = difference.largest.is_finite() && difference.largest <= TOLERANCE;
-    if args.method == cli::Method::Lossless && !args.inexact && !lossless {
+    if plan.method == Method::Lossless && plan.obstacle.is_none() && !lossless {
         return Err(GrowError::NotLossless {
             output: args.output.display().to_string(),
             largest: difference.largest,

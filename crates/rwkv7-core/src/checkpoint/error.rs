@@ -79,7 +79,7 @@ pub enum CheckpointError {
         reason: String,
     },
     /// An architecture that a layout has no names for.
-    #[error("{}: the layout of flash-linear-attention has no place for a model of architecture {architecture} or for one whose embedding has a width of its own; write official names or a Burn record", path.display())]
+    #[error("{}: the layout of flash-linear-attention has no place for a model of architecture {architecture} or for one whose embedding has a width of its own or whose norms leave channels out; write official names or a Burn record", path.display())]
     NoSuchLayout {
         /// Where it was to be written.
         path: PathBuf,

@@ -191,6 +191,32 @@ fn adams_moments_grow_with_the_parameters() {
         let some = moments::<S>(&large, &grown, "blocks.1.ln1.weight");
         assert!(some.iter().all(Option::is_some));
 
+        // A head that becomes two shares the gradients of what indexes it, and not those of what sums over it.
+        let wide = Rwkv7Config {
+            head_size: 2 * from.head_size,
+            n_embd: 2 * from.n_embd,
+            ..from.clone()
+        };
+        let copies = super::methods::plan(from, &wide, Method::Lossless);
+        let twice = grow_model(&small, &copies, &device, 0).unwrap();
+        let record = grow_optimizer(&copies, &small, &twice, optimizer.to_record()).unwrap();
+        let shared = OptimizerConfig::default().init().load_record(record);
+        let name = "blocks.0.att.ln_x.weight";
+        let [old, new] = [
+            moments::<S>(&small, &optimizer, name),
+            moments::<S>(&twice, &shared, name),
+        ];
+        for (order, (old, new)) in (1..).zip(old.into_iter().zip(new)) {
+            let (old, new) = (old.unwrap(), new.unwrap());
+            let (old, new): (Vec<f32>, Vec<f32>) = (old.iter().collect(), new.iter().collect());
+            for (i, found) in new.iter().enumerate() {
+                let (head, channel) = (i / 16, i % 16);
+                let share: f32 = [2.0 / 3.0, 1.0 / 3.0][channel / 8];
+                let expected = old[8 * head + channel % 8] * share.powi(order);
+                assert!((found - expected).abs() <= 1e-6 * expected.abs(), "{name}");
+            }
+        }
+
         let other = from.init(&device, 1);
         let error = grow_optimizer(&plan, &other, &large, optimizer.to_record()).unwrap_err();
         assert!(

@@ -190,7 +190,8 @@ impl Variant {
 impl Growth {
     /// An entry of the recipe's `grow`.
     fn entry(self, after: u64, to: Value) -> Value {
-        let mut entry = json!({ "after": after, "to": to, "method": self.method });
+        let mut entry =
+            json!({ "after": after, "to": to, "method": self.method, "warmup_steps": 20 });
         if !self.optimizer {
             entry["optimizer"] = false.into();
         }
@@ -229,14 +230,14 @@ mod tests {
             settings("scratch", Arch::MetaState),
             format!("arch=meta-state model.n_layer=6 model.n_embd=128 steps=2000 {common} seed=2")
         );
-        let grow = r#"[{"after":500,"method":"lossless","to":{"n_embd":128,"second_half":{"ffn_size":384}}},{"after":800,"method":"lossless","to":{"n_layer":6}}]"#;
+        let grow = r#"[{"after":500,"method":"lossless","to":{"n_embd":128,"second_half":{"ffn_size":384}},"warmup_steps":20},{"after":800,"method":"lossless","to":{"n_layer":6},"warmup_steps":20}]"#;
         assert_eq!(
             settings("lossless-half", Arch::Rwkv7),
             format!(
                 "arch=rwkv7 model.n_layer=3 model.n_embd=96 model.ffn_size=288 steps=1500 {common} grow={grow} seed=2"
             )
         );
-        let grow = r#"[{"after":500,"method":"lossless","optimizer":false,"to":{"n_embd":128}},{"after":800,"method":"lossless","optimizer":false,"to":{"n_layer":6}}]"#;
+        let grow = r#"[{"after":500,"method":"lossless","optimizer":false,"to":{"n_embd":128}},{"after":800,"method":"lossless","optimizer":false,"to":{"n_layer":6},"warmup_steps":20}]"#;
         assert!(settings("lossless-half-fresh", Arch::MetaState).contains(grow));
     }
 
