@@ -237,7 +237,7 @@ mod tests {
                 "arch=rwkv7 model.n_layer=3 model.n_embd=96 model.ffn_size=288 steps=1500 {common} grow={grow} seed=2"
             )
         );
-        let grow = r#"[{"after":500,"method":"lossless","optimizer":false,"to":{"n_embd":128}},{"after":800,"method":"lossless","optimizer":false,"to":{"n_layer":6},"warmup_steps":20}]"#;
+        let grow = r#"[{"after":500,"method":"lossless","optimizer":false,"to":{"n_embd":128},"warmup_steps":20},{"after":800,"method":"lossless","optimizer":false,"to":{"n_layer":6},"warmup_steps":20}]"#;
         assert!(settings("lossless-half-fresh", Arch::MetaState).contains(grow));
     }
 
