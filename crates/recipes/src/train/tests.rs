@@ -55,6 +55,13 @@ fn journal(out: &Path) -> Vec<(String, u64, f64)> {
     lines.collect()
 }
 
+/// In an order of its own: a growth's line is written by another thread.
+fn sorted_journal(out: &Path) -> Vec<(String, u64, f64)> {
+    let mut lines = journal(out);
+    lines.sort_by(|a, b| a.partial_cmp(b).unwrap());
+    lines
+}
+
 /// All weights of a model file or of a run's model.
 fn tensors(path: &Path) -> BTreeMap<String, TensorData> {
     let checkpoint = checkpoint::Checkpoint::open(path).unwrap();
@@ -71,8 +78,10 @@ fn killed(from: &Path, to: &Path, epochs: std::ops::RangeInclusive<usize>) {
             std::fs::copy(from.join(&file), to.join(&file)).unwrap();
         }
     }
-    for file in ["recipe.json", "metrics.jsonl"] {
-        std::fs::copy(from.join(file), to.join(file)).unwrap();
+    for file in ["recipe.json", "metrics.jsonl", "start.json"] {
+        if from.join(file).exists() {
+            std::fs::copy(from.join(file), to.join(file)).unwrap();
+        }
     }
 }
 
@@ -226,7 +235,7 @@ fn a_model_grows_while_it_is_trained() {
         killed(&whole, &parts, 1..=2);
         let again = run(&recipe, &parts, true).unwrap();
         assert_eq!(again.stages, report.stages_without_seconds_of(&again));
-        assert_eq!(journal(&whole), journal(&parts));
+        assert_eq!(sorted_journal(&whole), sorted_journal(&parts));
         assert_eq!(
             tensors(&whole.join("model.safetensors")),
             tensors(&parts.join("model.safetensors"))
@@ -352,4 +361,27 @@ fn training_starts_from_a_trained_model() {
     let report = run(&recipe(&settings), &out, false).unwrap();
     let reverse = report.reverse.unwrap();
     assert!(reverse.digit_accuracy > 0.9, "{reverse:?}");
+}
+
+/// The model that a run started from may be gone or another one by the time it goes on; growth at its start is not done again.
+#[test]
+fn a_run_that_started_from_a_model_goes_on_without_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let [small, whole, parts] = ["small", "whole", "parts"].map(|name| folder.path().join(name));
+    run(&recipe(&[]), &small, false).unwrap();
+    let recipe = recipe(&[
+        &format!("start={}", small.display()),
+        "accumulation=2",
+        r#"grow=[{"after":0,"to":{"n_embd":48},"old_rate":0},{"after":6,"to":{"n_layer":2},"old_rate":0.5}]"#,
+    ]);
+    run(&recipe, &whole, false).unwrap();
+    // Killed right after the second growth.
+    killed(&whole, &parts, 1..=2);
+    std::fs::remove_dir_all(&small).unwrap();
+    run(&recipe, &parts, true).unwrap();
+    assert_eq!(sorted_journal(&whole), sorted_journal(&parts));
+    assert_eq!(
+        tensors(&whole.join("model.safetensors")),
+        tensors(&parts.join("model.safetensors"))
+    );
 }

@@ -173,7 +173,15 @@ mod tests {
         };
         let lines = plot(&table(&VARIANTS[1])).unwrap().lines;
         let points = lines.into_iter().map(|line| (line.name, line.points.len()));
-        let expected = [("rwkv7", 0), ("paper", 1), ("practical", 0), ("learned", 0)];
+        let expected = [
+            ("rwkv7", 0),
+            ("paper", 1),
+            ("practical", 0),
+            ("learned", 0),
+            ("bare", 0),
+            ("practical-key-side", 0),
+            ("practical-key-side-shift", 0),
+        ];
         assert_eq!(points.collect::<Vec<_>>(), expected);
         let other = VARIANTS.iter().find(|variant| !variant.is_main()).unwrap();
         assert!(plot(&table(other)).is_none());

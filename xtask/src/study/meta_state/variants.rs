@@ -134,11 +134,15 @@ pub const VARIANTS: &[Variant] = &[
         description: "practical with a learned matrix in the place of the state",
         equal_parameters: Some(PRACTICAL),
     },
-    option(
-        "bare",
-        &["model.ffn_size=1"],
-        "RWKV-7 with channel mixing of a single unit: time mixing and next to nothing",
-    ),
+    Variant {
+        name: "bare",
+        settings: &["model.ffn_size=1"],
+        description: "RWKV-7 with channel mixing of a single unit: time mixing and next to nothing",
+        equal_parameters: Some(Enlarged {
+            reverse: &["model.n_layer=4"],
+            shakespeare: &["model.n_layer=8"],
+        }),
+    },
     option(
         "per-head",
         &[META_STATE, PAPER, PER_HEAD],
@@ -279,15 +283,29 @@ pub const VARIANTS: &[Variant] = &[
         ],
         "practical with one W_oms for all heads",
     ),
-    option(
-        "practical-key-side",
-        &[
+    Variant {
+        name: "practical-key-side",
+        settings: &[
             META_STATE,
             "model.meta_state=practical",
             r#"model.meta_state.side="key""#,
+            DIAGNOSTICS,
         ],
-        "practical, the state read along its other axis",
-    ),
+        description: "practical, the state read along its other axis",
+        equal_parameters: Some(PRACTICAL),
+    },
+    Variant {
+        name: "practical-key-side-shift",
+        settings: &[
+            META_STATE,
+            "model.meta_state=practical",
+            r#"model.meta_state.side="key""#,
+            "model.meta_state.token_shift=true",
+            DIAGNOSTICS,
+        ],
+        description: "practical-key-side with token shift",
+        equal_parameters: Some(PRACTICAL),
+    },
     option(
         "practical-shift",
         &[
