@@ -26,6 +26,11 @@ impl Difference {
     ) -> Self {
         let (expected, _) = small.forward(tokens.clone(), None);
         let (found, _) = large.forward(tokens, None);
+        Self::of(expected, found)
+    }
+
+    /// Compares the smaller and the larger model's logits `[batch, time, V]`.
+    pub fn of(expected: Tensor<3>, found: Tensor<3>) -> Self {
         let [vocab, all] = [&expected, &found].map(|logits| logits.dims()[2]);
         let new_tokens = match all - vocab {
             0 => 0.0,
