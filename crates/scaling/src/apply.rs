@@ -202,6 +202,12 @@ fn axis_places(axis: Axis, from: usize, to: usize, heads: Heads) -> Vec<Place> {
     };
     let place = |i: usize| match axis {
         _ if from == to => old(i),
+        Axis::Spread { old } if i < old => Place::Old {
+            at: 0,
+            share: 1.0,
+            copy: i > 0,
+        },
+        Axis::Spread { .. } => Place::New(New::Zero),
         Axis::Plain(new) => within(i, from, to, new),
         Axis::Channels { heads: new, size } => {
             let (head, channel) = (i / heads.to, i % heads.to);
@@ -274,9 +280,9 @@ struct Means {
 
 impl Means {
     fn new(axes: &[Axis], old: &Values, to: &[usize]) -> Self {
-        let is_mean = |axis: &Axis| {
-            let (Axis::Plain(new) | Axis::Channels { heads: new, .. }) = axis;
-            *new == New::Mean
+        let is_mean = |axis: &Axis| match axis {
+            Axis::Plain(new) | Axis::Channels { heads: new, .. } => *new == New::Mean,
+            Axis::Spread { .. } => false,
         };
         let longer = |axis: &usize| is_mean(&axes[*axis]) && to[*axis] > old.shape[*axis];
         let Some(axis) = (0..axes.len()).find(longer) else {

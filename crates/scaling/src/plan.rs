@@ -205,6 +205,7 @@ impl<S: Growable> Plan<S> {
         let axes = Axes {
             scale: self.scale(),
             heads,
+            old_heads: self.from.n_embd / self.from.head_size,
         };
         let fresh = |name: String, to: Vec<usize>, rule| Step {
             name,
@@ -225,7 +226,10 @@ impl<S: Growable> Plan<S> {
                 };
                 let prefix = format!("{}.", S::Layer::NAME);
                 let rule = match part.strip_prefix(&prefix) {
-                    Some(inner) => self.from.second_half.rule(inner, &axes),
+                    Some(inner) => self
+                        .from
+                        .second_half
+                        .rule(&self.to.second_half, inner, &axes),
                     None if paired && part.starts_with("ln0.") => Rule::Paired,
                     None => rules::rule(&self.from, part, &axes),
                 };
@@ -435,11 +439,10 @@ fn new_entries(
         New::Copies(0) => "copies",
         New::Copies(_) => "copies, shared out",
     };
-    let Axis::Channels { heads: new, size } = axis else {
-        let Axis::Plain(new) = axis else {
-            return Ok(());
-        };
-        return write!(out, "{}", name(new));
+    let (new, size) = match axis {
+        Axis::Spread { old } => return write!(out, "copies for the {old} old heads, else zero"),
+        Axis::Plain(new) => return write!(out, "{}", name(new)),
+        Axis::Channels { heads, size } => (heads, size),
     };
     if heads.from == heads.to || new == size {
         return write!(out, "{}", name(new));

@@ -1,7 +1,7 @@
 //! What becomes of each tensor, by its official name and layout (linear weights `[out, in]`).
 
 use burn::tensor::Tensor;
-use meta_state::{MetaStateConfig, MetaStateState, Scale, Side, Sse};
+use meta_state::{MetaStateConfig, MetaStateState, Oms, Scale, Side, Sse};
 use rwkv7_core::{
     Rwkv7Config,
     config::{LayerDims, SecondHalfConfig},
@@ -41,6 +41,11 @@ impl New {
 pub enum Axis {
     /// The old ones first.
     Plain(New),
+    /// One entry that stood for every old head: it is copied to each, and new heads have zeros.
+    Spread {
+        /// Number of old heads.
+        old: usize,
+    },
     /// Channels `[H, N]`: the old ones first in every head, the old heads first.
     Channels {
         /// Entries of new heads.
@@ -110,6 +115,7 @@ impl Rule {
             _ => New::Zero,
         };
         let axis = |axis: &Axis| match *axis {
+            Axis::Spread { old } => Axis::Spread { old },
             Axis::Plain(new) => Axis::Plain(seen(new)),
             Axis::Channels { heads, size } => Axis::Channels {
                 heads: seen(heads),
@@ -138,6 +144,8 @@ pub struct Axes {
     pub scale: f64,
     /// The heads.
     pub heads: Heads,
+    /// Number of heads of the smaller model.
+    pub old_heads: usize,
 }
 
 impl Axes {
@@ -166,7 +174,8 @@ impl Axes {
     /// Channels within one head.
     fn within(&self, size: New) -> Axis {
         match self.inner(New::Zero, size) {
-            Axis::Channels { size, .. } | Axis::Plain(size) => Axis::Plain(size),
+            Axis::Channels { size, .. } => Axis::Plain(size),
+            other => other,
         }
     }
 }
@@ -184,8 +193,8 @@ pub trait Growable: SecondHalfConfig {
     /// themselves where `heads` says so.
     fn obstacle(&self, heads: Heads) -> Option<(&'static str, &'static str)>;
 
-    /// The rule for the tensor called `name` within the second half.
-    fn rule(&self, name: &str, axes: &Axes) -> Rule;
+    /// The rule for the tensor called `name` within the second half, which becomes `to`.
+    fn rule(&self, to: &Self, name: &str, axes: &Axes) -> Rule;
 
     /// Factor on the second half's normalised input.
     fn input_scale(&self, heads: Heads) -> f64;
@@ -211,7 +220,7 @@ impl Growable for ChannelMixConfig {
         None
     }
 
-    fn rule(&self, name: &str, axes: &Axes) -> Rule {
+    fn rule(&self, _to: &Self, name: &str, axes: &Axes) -> Rule {
         let random = || New::Random.into();
         match name {
             "x_k" => Rule::vector(axes.width(New::Initial)),
@@ -242,6 +251,11 @@ impl Growable for MetaStateConfig {
             at_least("sse.low-rank", from, to)?;
         }
         let alike = Self {
+            oms: if self.oms == Oms::Shared {
+                to.oms
+            } else {
+                self.oms
+            },
             sse: if rank(self).is_some() && rank(to).is_some() {
                 to.sse
             } else {
@@ -254,7 +268,8 @@ impl Growable for MetaStateConfig {
                 field: "second_half",
                 from: format!("{self:?}"),
                 to: format!("{to:?}"),
-                reason: "the choices of the Meta-State layer are part of what the model computes; keep them",
+                reason: "the choices of the Meta-State layer are part of what the model computes; keep them, but for oms, which may \
+                         become per-head",
             });
         }
         Ok(())
@@ -294,7 +309,7 @@ impl Growable for MetaStateConfig {
         }
     }
 
-    fn rule(&self, name: &str, axes: &Axes) -> Rule {
+    fn rule(&self, to: &Self, name: &str, axes: &Axes) -> Rule {
         let random = || New::Random.into();
         match name {
             "x_k" => Rule::vector(axes.width(New::Initial)),
@@ -302,7 +317,12 @@ impl Growable for MetaStateConfig {
             "W_oms" => Rule::scaled(
                 axes.scale,
                 [
-                    New::Zero.into(),
+                    match to.oms {
+                        Oms::PerHead if self.oms == Oms::Shared => Axis::Spread {
+                            old: axes.old_heads,
+                        },
+                        _ => New::Zero.into(),
+                    },
                     axes.within(New::SHARE),
                     axes.width(New::Mean),
                 ],
@@ -448,6 +468,7 @@ pub(crate) fn shrink_perturb(rule: Rule, is_vector: bool) -> Rule {
 
 fn naive(rule: Rule, scale: f64, perturbed: bool) -> Rule {
     let axis = |axis| match axis {
+        Axis::Spread { old } => Axis::Spread { old },
         Axis::Plain(_) => New::Initial.into(),
         Axis::Channels { .. } => Axis::Channels {
             heads: New::Initial,

@@ -277,3 +277,24 @@ fn new_heads_that_wake_up_disturb_little() {
     let loud = disturbance(&MetaStateConfig::paper(), 1e-2);
     assert!(loud > 20.0 * scale, "{loud:e} and {scale:e}");
 }
+
+#[test]
+fn one_oms_for_all_heads_may_become_one_for_each() {
+    for (seed, shared) in (0..10).zip(halves().into_iter().cycle()) {
+        let shared = MetaStateConfig {
+            oms: Oms::Shared,
+            ..shared
+        };
+        let own = MetaStateConfig {
+            oms: Oms::PerHead,
+            ..shared.clone()
+        };
+        let (from, to) = (base(2, 2), base(3, 2 + seed as usize % 3));
+        let (from, to) = (from.with_second_half(shared), to.with_second_half(own));
+        let plan = plan(&from, &to, Method::Lossless).exact().unwrap();
+        let found = Pair::of_plan(plan, FloatDType::F64, seed).difference();
+        assert!(found < 1e-10, "{from:?}: {found:e}");
+        let back = Plan::new(&to, &from, Method::Lossless, Embedding::Lift);
+        assert!(back.is_err());
+    }
+}
