@@ -150,9 +150,13 @@ fn random_plan(seed: u64) -> (Rwkv7Config, Rwkv7Config) {
 
 /// The choices of the Meta-State layer that growth has to do with.
 fn halves() -> Vec<MetaStateConfig> {
-    let base = MetaStateConfig::practical;
+    let base = || MetaStateConfig {
+        side: Side::Value,
+        ..MetaStateConfig::practical()
+    };
     vec![
         MetaStateConfig::paper(),
+        MetaStateConfig::practical(),
         base(),
         MetaStateConfig {
             token_shift: true,

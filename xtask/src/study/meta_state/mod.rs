@@ -148,7 +148,7 @@ mod tests {
         let name = "reverse/same-parameters/learned/1";
         let run = runs.iter().find(|run| run.name == name);
         let settings = run.map(|run| run.settings.join(" "));
-        let expected = r#"arch=meta-state model.meta_state=practical model.meta_state.sse="learned" diagnostics=true model.n_layer=4 model.decay_rank=24 model.in_context_rank=24 model.value_rank=24 model.gate_rank=24 seed=1"#;
+        let expected = r#"arch=meta-state model.meta_state=practical model.meta_state.side="value" model.meta_state.sse="learned" diagnostics=true model.n_layer=4 model.decay_rank=24 model.in_context_rank=24 model.value_rank=24 model.gate_rank=24 seed=1"#;
         assert_eq!(settings.as_deref(), Some(expected));
     }
 
@@ -177,10 +177,9 @@ mod tests {
             ("rwkv7", 0),
             ("paper", 1),
             ("practical", 0),
+            ("practical-value-side", 0),
             ("learned", 0),
             ("bare", 0),
-            ("practical-key-side", 0),
-            ("practical-key-side-shift", 0),
         ];
         assert_eq!(points.collect::<Vec<_>>(), expected);
         let other = VARIANTS.iter().find(|variant| !variant.is_main()).unwrap();

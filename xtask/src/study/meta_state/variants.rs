@@ -76,6 +76,8 @@ impl Variant {
 const META_STATE: &str = "arch=meta-state";
 const DIAGNOSTICS: &str = "diagnostics=true";
 const PAPER: &str = "model.meta_state=paper";
+const PRACTICAL: &str = "model.meta_state=practical";
+const VALUE_SIDE: &str = r#"model.meta_state.side="value""#;
 const PER_HEAD: &str = "model.meta_state.oms=per-head";
 
 const fn option(
@@ -119,20 +121,27 @@ pub const VARIANTS: &[Variant] = &[
     },
     Variant {
         name: "practical",
-        settings: &[META_STATE, "model.meta_state=practical", DIAGNOSTICS],
-        description: "a W_oms for each head and a soft norm: z times 1/16, epsilon 1",
-        equal_parameters: Some(PRACTICAL),
+        settings: &[META_STATE, PRACTICAL, DIAGNOSTICS],
+        description: "a W_oms for each head, the state read along its key side, a soft norm: z times 1/16, epsilon 1",
+        equal_parameters: Some(DEEPER),
+    },
+    Variant {
+        name: "practical-value-side",
+        settings: &[META_STATE, PRACTICAL, VALUE_SIDE, DIAGNOSTICS],
+        description: "practical, the state read along the axis that eq. 1 has",
+        equal_parameters: Some(DEEPER),
     },
     Variant {
         name: "learned",
         settings: &[
             META_STATE,
-            "model.meta_state=practical",
+            PRACTICAL,
+            VALUE_SIDE,
             r#"model.meta_state.sse="learned""#,
             DIAGNOSTICS,
         ],
         description: "practical with a learned matrix in the place of the state",
-        equal_parameters: Some(PRACTICAL),
+        equal_parameters: Some(DEEPER),
     },
     Variant {
         name: "bare",
@@ -275,49 +284,38 @@ pub const VARIANTS: &[Variant] = &[
         "per-head, no gradient from ms to decay, removal key and in-context rate",
     ),
     option(
-        "practical-shared",
-        &[
-            META_STATE,
-            "model.meta_state=practical",
-            r#"model.meta_state.oms="shared""#,
-        ],
-        "practical with one W_oms for all heads",
-    ),
-    Variant {
-        name: "practical-key-side",
-        settings: &[
-            META_STATE,
-            "model.meta_state=practical",
-            r#"model.meta_state.side="key""#,
-            DIAGNOSTICS,
-        ],
-        description: "practical, the state read along its other axis",
-        equal_parameters: Some(PRACTICAL),
-    },
-    Variant {
-        name: "practical-key-side-shift",
-        settings: &[
-            META_STATE,
-            "model.meta_state=practical",
-            r#"model.meta_state.side="key""#,
-            "model.meta_state.token_shift=true",
-            DIAGNOSTICS,
-        ],
-        description: "practical-key-side with token shift",
-        equal_parameters: Some(PRACTICAL),
-    },
-    option(
         "practical-shift",
         &[
             META_STATE,
-            "model.meta_state=practical",
+            PRACTICAL,
             "model.meta_state.token_shift=true",
+            DIAGNOSTICS,
         ],
         "practical with token shift",
     ),
+    option(
+        "practical-value-side-shared",
+        &[
+            META_STATE,
+            PRACTICAL,
+            VALUE_SIDE,
+            r#"model.meta_state.oms="shared""#,
+        ],
+        "practical-value-side with one W_oms for all heads",
+    ),
+    option(
+        "practical-value-side-shift",
+        &[
+            META_STATE,
+            PRACTICAL,
+            VALUE_SIDE,
+            "model.meta_state.token_shift=true",
+        ],
+        "practical-value-side with token shift",
+    ),
 ];
 
-const PRACTICAL: Enlarged = Enlarged {
+const DEEPER: Enlarged = Enlarged {
     reverse: &[
         "model.n_layer=4",
         "model.decay_rank=24",
