@@ -142,34 +142,13 @@ pub fn parameters<M: SecondHalf>(model: &Rwkv7<M>) -> Vec<Parameter> {
 pub fn expected_tensors<S: SecondHalfConfig>(
     config: &Rwkv7Config<S>,
 ) -> BTreeMap<String, Vec<usize>> {
-    struct Shapes {
-        names: Names,
-        second_half: &'static str,
-        found: BTreeMap<String, Vec<usize>>,
-    }
-    impl ModuleVisitor for Shapes {
-        fn enter_module(&mut self, name: &str, container: &str) {
-            self.names.enter(name, container);
+    let official = |parameter: Parameter| {
+        let mut shape = parameter.shape;
+        if parameter.transposed {
+            shape.reverse();
         }
-
-        fn exit_module(&mut self, _name: &str, _container: &str) {
-            self.names.exit();
-        }
-
-        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            let mut shape: Vec<usize> = param.lazy_shape().iter().copied().collect();
-            if self.names.is_linear() && D == 2 {
-                shape.reverse();
-            }
-            self.found
-                .insert(self.names.official(self.second_half), shape);
-        }
-    }
-    let mut shapes = Shapes {
-        names: Names::default(),
-        second_half: S::Layer::NAME,
-        found: BTreeMap::new(),
+        (parameter.name, shape)
     };
-    config.init(&Device::default(), 0).visit(&mut shapes);
-    shapes.found
+    let parameters = parameters(&config.init(&Device::default(), 0));
+    parameters.into_iter().map(official).collect()
 }

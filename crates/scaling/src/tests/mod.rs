@@ -219,56 +219,63 @@ fn two_hundred_random_growths_lose_nothing() {
 
 #[test]
 fn growth_by_nothing_is_the_identity() {
-    let folder = tempfile::tempdir().unwrap();
-    let [a, b] = ["a.safetensors", "b.safetensors"].map(|name| folder.path().join(name));
-    let config = base(2, 2);
-    let model = shaken(config.init(&Device::default(), 0), 0, FloatDType::F32);
-    checkpoint::save(&a, &config, &model, Format::Official, None).unwrap();
-    let plan = Plan::new(&config, &config, Method::Lossless, Embedding::Lift).unwrap();
-    grow(
-        &Checkpoint::open(&a).unwrap(),
-        &plan,
-        &b,
-        Format::Official,
-        None,
-        0,
-        |_, _| {},
-    )
-    .unwrap();
-    let read = |path| Checkpoint::open(path).unwrap().read_all().unwrap();
-    assert_eq!(read(&a), read(&b));
+    fn check<S: Growable>(config: &Rwkv7Config<S>) {
+        let folder = tempfile::tempdir().unwrap();
+        let [a, b] = ["a.safetensors", "b.safetensors"].map(|name| folder.path().join(name));
+        let model = shaken(config.init(&Device::default(), 0), 0, FloatDType::F32);
+        checkpoint::save(&a, config, &model, Format::Official, None).unwrap();
+        let plan = Plan::new(config, config, Method::Lossless, Embedding::Lift).unwrap();
+        let source = Checkpoint::open(&a).unwrap();
+        grow(&source, &plan, &b, Format::Official, None, 0, |_, _| {}).unwrap();
+        let read = |path| Checkpoint::open(path).unwrap().read_all().unwrap();
+        assert_eq!(read(&a), read(&b));
+    }
+    check(&base(2, 2));
+    for half in halves() {
+        check(&base(2, 2).with_second_half(half));
+    }
 }
 
 #[test]
 fn growth_in_two_stages_loses_nothing() {
-    let device = Device::default();
-    let folder = tempfile::tempdir().unwrap();
-    let file = |i: usize| folder.path().join(format!("{i}.safetensors"));
-    let stages = [base(1, 2), base(2, 3), base(4, 5)];
-    let small = shaken(stages[0].init(&device, 0), 0, FloatDType::F64);
-    checkpoint::save(&file(0), &stages[0], &small, Format::Official, None).unwrap();
-    for (i, target) in stages.iter().enumerate().skip(1) {
-        let source = Checkpoint::open(&file(i - 1)).unwrap();
-        let from: Rwkv7Config = source.config().unwrap();
-        let plan = Plan::new(&from, target, Method::Lossless, Embedding::Lift).unwrap();
-        grow(
-            &source,
-            &plan,
-            &file(i),
-            Format::Official,
-            None,
-            0,
-            |_, _| {},
-        )
-        .unwrap();
+    fn check<S: Growable>(stages: [Rwkv7Config<S>; 3]) {
+        let device = Device::default();
+        let folder = tempfile::tempdir().unwrap();
+        let file = |i: usize| folder.path().join(format!("{i}.safetensors"));
+        let small = shaken(stages[0].init(&device, 0), 0, FloatDType::F64);
+        checkpoint::save(&file(0), &stages[0], &small, Format::Official, None).unwrap();
+        for (i, target) in stages.iter().enumerate().skip(1) {
+            let source = Checkpoint::open(&file(i - 1)).unwrap();
+            let from: Rwkv7Config<S> = source.config().unwrap();
+            let plan = Plan::new(&from, target, Method::Lossless, Embedding::Lift).unwrap();
+            grow(
+                &source,
+                &plan,
+                &file(i),
+                Format::Official,
+                None,
+                0,
+                |_, _| {},
+            )
+            .unwrap();
+        }
+        let last = Checkpoint::open(&file(2)).unwrap();
+        let config: Rwkv7Config<S> = last.config().unwrap();
+        assert_eq!((config.n_embd, config.embed_width), (40, Some(16)));
+        let large = last.into_model(&config, &device, FloatDType::F64).unwrap();
+        let [found, expected] =
+            [&large, &small].map(|model| values(model.forward(row(&TOKENS), None).0));
+        assert!(difference(&found, &expected) < 1e-10);
     }
-    let last = Checkpoint::open(&file(2)).unwrap();
-    let config: Rwkv7Config = last.config().unwrap();
-    assert_eq!((config.n_embd, config.embed_width), (40, Some(16)));
-    let large = last.into_model(&config, &device, FloatDType::F64).unwrap();
-    let [found, expected] =
-        [&large, &small].map(|model| values(model.forward(row(&TOKENS), None).0));
-    assert!(difference(&found, &expected) < 1e-10);
+    let stages = [base(1, 2), base(2, 3), base(4, 5)];
+    for half in halves() {
+        check(
+            stages
+                .each_ref()
+                .map(|stage| stage.with_second_half(half.clone())),
+        );
+    }
+    check(stages);
 }
 
 #[test]
