@@ -17,9 +17,12 @@ pub struct Bench {
     /// The Python that has torch.
     #[arg(long, value_name = "PATH", default_value = "python3")]
     python: PathBuf,
-    /// Leave out the operator alone.
+    /// Leave out the operator and the products alone.
     #[arg(long)]
     skip_operator: bool,
+    /// Arithmetic of the products with weight matrices; not every device has bf16.
+    #[arg(long, value_delimiter = ',', default_values = ["f32", "bf16"])]
+    products: Vec<String>,
     #[arg(long, default_value_t = 6)]
     layers: usize,
     #[arg(long, default_value_t = 512)]
@@ -48,7 +51,7 @@ enum Other {
 
 /// One line of the table.
 struct Row {
-    name: &'static str,
+    name: String,
     best: f64,
     median: f64,
     memory: f64,
@@ -60,27 +63,32 @@ impl Bench {
         let feature = self.device.split(':').next().unwrap_or("flex");
         let features = (feature != "flex").then(|| format!("--features={feature}"));
         if !self.skip_operator {
-            let mut command = cargo("rwkv7-core", "operator", features.as_deref());
-            if feature != "flex" {
-                command.env("BURN_DEVICE", &self.device);
-            }
-            let status = command.status().map_err(|e| format!("cargo: {e}"))?;
-            if !status.success() {
-                return Err(format!("the operator's bench: {status}"));
+            for bench in ["operator", "products"] {
+                let mut command = cargo("rwkv7-core", bench, features.as_deref());
+                if feature != "flex" {
+                    command.env("BURN_DEVICE", &self.device);
+                }
+                let status = command.status().map_err(|e| format!("cargo: {e}"))?;
+                if !status.success() {
+                    return Err(format!("the {bench}'s bench: {status}"));
+                }
             }
         }
 
-        let mut command = cargo("metastate", "training_step", features.as_deref());
-        command.args(["--", "--device", &self.device]);
-        let json = last_json(command.args(self.sizes()))?;
-        let number = |key: &str| json[key].as_f64().unwrap_or(f64::NAN);
-        let ours = Row {
-            name: "this project, f32",
-            best: number("tokens_per_second_best"),
-            median: number("tokens_per_second_median"),
-            memory: number("peak_memory_bytes"),
-        };
-        let mut rows = vec![ours];
+        let mut rows = Vec::new();
+        for products in &self.products {
+            let mut command = cargo("metastate", "training_step", features.as_deref());
+            command.args(["--", "--device", &self.device, "--products", products]);
+            let json = last_json(command.args(self.sizes()))?;
+            let number = |key: &str| json[key].as_f64().unwrap_or(f64::NAN);
+            rows.push(Row {
+                name: format!("this project, {products}"),
+                best: number("tokens_per_second_best"),
+                median: number("tokens_per_second_median"),
+                memory: number("peak_memory_bytes"),
+            });
+        }
+        let ours = rows.len();
         if let Some(Other::Pytorch) = self.compare {
             for (name, options) in [
                 ("PyTorch eager f32", &["--dtype", "f32"][..]),
@@ -90,11 +98,11 @@ impl Bench {
                 rows.push(self.pytorch(name, options)?);
             }
         }
-        print(&rows);
+        print(&rows, ours);
         Ok(())
     }
 
-    fn pytorch(&self, name: &'static str, options: &[&str]) -> Result<Row, String> {
+    fn pytorch(&self, name: &str, options: &[&str]) -> Result<Row, String> {
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/bench/rwkv7_step.py");
         let device = if self.device == "flex" { "cpu" } else { "cuda" };
         let mut command = Command::new(&self.python);
@@ -103,7 +111,7 @@ impl Bench {
         let speed = &json["tokens_per_second"];
         let number = |value: &Value| value.as_f64().unwrap_or(f64::NAN);
         Ok(Row {
-            name,
+            name: name.into(),
             best: number(&speed["best"]),
             median: number(&speed["median"]),
             memory: number(&json["peak_memory_bytes"]),
@@ -148,18 +156,21 @@ fn last_json(command: &mut Command) -> Result<Value, String> {
 }
 
 #[allow(clippy::print_stdout)]
-fn print(rows: &[Row]) {
-    println!("\n| | tokens/s, best | median | ours / theirs | peak memory, GB |");
-    println!("|---|---|---|---|---|");
-    let ours = rows[0].best;
+fn print(rows: &[Row], ours: usize) {
+    print!("\n| | tokens/s, best | median | peak memory, GB |");
+    for row in &rows[..ours] {
+        print!(" {} / this |", row.name);
+    }
+    println!("\n|---|---|---|---|{}", "---|".repeat(ours));
     for row in rows {
-        println!(
-            "| {} | {:.0} | {:.0} | {:.2} | {:.2} |",
-            row.name,
-            row.best,
-            row.median,
-            ours / row.best,
-            row.memory / 1e9
+        let memory = row.memory / 1e9;
+        print!(
+            "| {} | {:.0} | {:.0} | {memory:.2} |",
+            row.name, row.best, row.median
         );
+        for ours in &rows[..ours] {
+            print!(" {:.2} |", ours.best / row.best);
+        }
+        println!();
     }
 }

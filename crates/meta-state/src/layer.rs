@@ -8,6 +8,7 @@ use burn::{
     tensor::{Device, Tensor, activation},
 };
 use rwkv7_core::{
+    Products,
     config::LayerDims,
     init::LayerInit,
     layers::{
@@ -47,6 +48,8 @@ pub struct MetaState {
     head_size: usize,
     #[module(skip)]
     norm_prefix: Option<usize>,
+    #[module(skip)]
+    products: Products,
 }
 
 /// What the Meta-State layer carries from token to token.
@@ -93,6 +96,7 @@ impl MetaState {
             n_head: heads,
             head_size,
             norm_prefix: dims.norm_prefix.filter(|prefix| *prefix < size),
+            products: Products::F32,
         }
     }
 
@@ -209,7 +213,9 @@ impl MetaState {
             normal.reshape([batch * time, heads * size])
         };
         let rows = narrow(rows, weight.dtype());
-        rows.matmul(weight.reshape([groups * size, width]))
+        let weight = weight.reshape([groups * size, width]);
+        self.products
+            .product(rows, weight)
             .reshape([batch, time, width])
     }
 }
@@ -253,6 +259,10 @@ impl SecondHalf for MetaState {
         let (u, ms) = wkv7(self.evolution(z, trace), state.ms);
         let out = self.recombine(self.norm(u));
         (out, MetaStateState { ms, shift })
+    }
+
+    fn set_products(&mut self, products: Products) {
+        self.products = products;
     }
 
     fn zero_state(&self, batch: usize, device: &Device) -> MetaStateState {

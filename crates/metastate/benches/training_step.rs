@@ -19,7 +19,7 @@ use recipes::{
     data::loader::Batch,
     train::{StepSettings, Trainee},
 };
-use rwkv7_core::{Rwkv7Config, config::SecondHalfConfig, optimizer::OptimizerConfig};
+use rwkv7_core::{Products, Rwkv7Config, config::SecondHalfConfig, optimizer::OptimizerConfig};
 use serde_json::json;
 
 #[global_allocator]
@@ -46,6 +46,9 @@ struct Args {
     /// rwkv7, meta-state (practical) or meta-state-paper.
     #[arg(long, default_value = "rwkv7")]
     arch: String,
+    /// f32 or bf16.
+    #[arg(long, default_value = "f32")]
+    products: String,
     #[arg(long)]
     device: Option<String>,
     /// Measure this many tokens of generation, batch 1, instead of training.
@@ -93,6 +96,7 @@ fn measure<S: SecondHalfConfig>(
     let median = sorted[sorted.len() / 2];
     let report = json!({
         "arch": args.arch,
+        "products": args.products,
         "parameters": config.num_params(),
         "tokens_per_second_best": tokens / sorted[0],
         "tokens_per_second_median": tokens / median,
@@ -113,12 +117,15 @@ fn train<S: SecondHalfConfig>(
     config: &Rwkv7Config<S>,
     device: &Device,
 ) -> Result<Vec<f64>, Box<dyn Error + Send + Sync>> {
+    let products: Products = serde_json::from_value(json!(args.products))?;
+    products.check(device)?;
     let device = device.clone().autodiff();
     let settings = StepSettings {
         accumulation: 1,
         clip_norm: 1.0,
         l2_wrap: false,
         diagnostics: false,
+        products,
     };
     let mut model = Trainee::new(config.init(&device, 0), settings);
     let mut optimizer = OptimizerConfig::default().init();

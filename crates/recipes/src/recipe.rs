@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use rwkv7_core::optimizer::OptimizerConfig;
+use rwkv7_core::{Products, optimizer::OptimizerConfig};
 use scaling::{Embedding, Method};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -136,6 +136,8 @@ pub struct Recipe {
     pub l2_wrap: bool,
     /// Seed of initial values and data order.
     pub seed: u64,
+    /// Arithmetic of the products with weight matrices in training.
+    pub products: Products,
     /// Whether every layer measures itself at every step, for architectures that can; slower.
     pub diagnostics: bool,
     /// Checkpoints to keep, besides the one with the best validation loss.
@@ -169,6 +171,7 @@ impl Default for Recipe {
             clip_norm: 1.0,
             l2_wrap: true,
             seed: 0,
+            products: Products::F32,
             diagnostics: false,
             keep_checkpoints: 2,
         }

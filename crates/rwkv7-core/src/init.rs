@@ -12,6 +12,7 @@ use burn::{
 use rand::{Rng, RngExt, SeedableRng, rngs::StdRng};
 
 use crate::{
+    Products,
     config::{LayerDims, Rwkv7Config, SecondHalfConfig},
     layers::{LayerNorm, TimeMix},
 };
@@ -187,6 +188,7 @@ pub(crate) fn time_mix<S: SecondHalfConfig>(config: &Rwkv7Config<S>, init: &Laye
         output: init.zero_linear(c, c),
         ln_x: group_norm(config, init),
         norm_prefix: config.norm_prefix,
+        products: Products::F32,
     }
 }
 

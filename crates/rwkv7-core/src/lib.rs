@@ -12,6 +12,7 @@ pub mod layers;
 pub mod loss;
 pub mod operator;
 pub mod optimizer;
+pub mod products;
 pub mod sampling;
 pub mod state;
 pub mod tokenizer;
@@ -26,6 +27,7 @@ mod taps;
 
 pub use config::Rwkv7Config;
 pub use model::{Rwkv7, Rwkv7Lm};
+pub use products::Products;
 pub use state::State;
 
 /// The code in the README and the book compiles.

@@ -7,6 +7,7 @@ use burn::{
 };
 
 use crate::{
+    Products,
     config::{Rwkv7Config, SecondHalfConfig},
     init::{self, LayerInit},
     layers::{Block, ChannelMix, LayerNorm, SecondHalf, Span, project},
@@ -33,6 +34,8 @@ pub struct Rwkv7<M: SecondHalf> {
     pub ln_out: LayerNorm,
     /// `C -> V`, no bias, not tied to the embedding.
     pub head: Linear,
+    #[module(skip)]
+    products: Products,
 }
 
 impl<S: SecondHalfConfig> Rwkv7Config<S> {
@@ -60,6 +63,7 @@ impl<S: SecondHalfConfig> Rwkv7Config<S> {
                 .collect(),
             ln_out: init::layer_norm(self.n_embd, self.layer_norm_eps, device),
             head: init::head(self.n_embd, self.vocab_size, device, seed),
+            products: Products::F32,
         }
     }
 
@@ -89,6 +93,20 @@ impl<S: SecondHalfConfig> Rwkv7Config<S> {
 }
 
 impl<M: SecondHalf> Rwkv7<M> {
+    /// Arithmetic of the products with the weight matrices; in f32 unless changed.
+    pub fn products(&self) -> Products {
+        self.products
+    }
+
+    /// The same model with another arithmetic of the products with its weight matrices.
+    pub fn with_products(mut self, products: Products) -> Self {
+        self.products = products;
+        for block in &mut self.blocks {
+            block.set_products(products);
+        }
+        self
+    }
+
     /// Logits `[batch, time, V]` for `tokens [batch, time]`, and the state after the last token.
     ///
     /// Without a `state` the sequence starts from nothing. Splitting a sequence anywhere and carrying the state gives
@@ -159,7 +177,7 @@ impl<M: SecondHalf> Rwkv7<M> {
     }
 
     fn logits(&self, x: Tensor<3>) -> Tensor<3> {
-        project(&self.head, self.ln_out.forward(x))
+        project(&self.head, self.ln_out.forward(x), self.products)
     }
 
     fn hidden(

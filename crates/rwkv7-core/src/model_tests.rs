@@ -5,7 +5,7 @@ use burn::{
     tensor::{Device, Distribution, Int, Tensor, TensorData},
 };
 
-use crate::{Rwkv7Config, Rwkv7Lm, State, config::SecondHalfConfig, loss};
+use crate::{Products, Rwkv7Config, Rwkv7Lm, State, config::SecondHalfConfig, loss};
 
 const VOCAB: usize = 29;
 const TOKENS: [i32; 21] = [
@@ -221,4 +221,31 @@ fn l2_wrap_adds_only_a_gradient() {
         grad.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-9),
         "{grad:?}"
     );
+}
+
+/// Logits and gradients as in f32, but for roundings of 8 bits.
+#[test]
+fn products_in_bf16_are_close_to_those_in_f32() {
+    let device = Device::default().autodiff();
+    let model = model(&device);
+    let run = |model: &Rwkv7Lm| {
+        let (logits, _) = model.forward(row(&TOKENS, &device), None);
+        let loss = loss::cross_entropy(logits.clone(), row(&TOKENS, &device), None);
+        (values(logits), loss.backward())
+    };
+    let (logits, grads) = run(&model);
+    let (rounded_logits, rounded_grads) = run(&model.clone().with_products(Products::Bf16));
+    let found = difference(&rounded_logits, &logits);
+    assert!((1e-4..5e-2).contains(&found), "logits: {found}");
+
+    struct Compare<'a>([&'a burn::tensor::Gradients; 2]);
+    impl burn::module::ModuleVisitor for Compare<'_> {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            let [a, b] = self.0.map(|grads| values(param.val().grad(grads).unwrap()));
+            let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
+            let cosine = dot(&a, &b) / (dot(&a, &a) * dot(&b, &b)).sqrt();
+            assert!(cosine > 0.99, "{:?}: {cosine}", param.shape());
+        }
+    }
+    model.visit(&mut Compare([&grads, &rounded_grads]));
 }

@@ -64,7 +64,8 @@ pub fn grow_model<S: Growable>(
     let source = Checkpoint::of_model(&plan.from, model);
     let tensors = tensors(&source, plan, None, seed, |_, _| {})?;
     let large = Checkpoint::of_tensors(&plan.to, tensors);
-    Ok(large.into_model(&plan.to, device, FloatDType::F32)?)
+    let large = large.into_model(&plan.to, device, FloatDType::F32)?;
+    Ok(large.with_products(model.products()))
 }
 
 /// The larger model's tensors, made when they are read.

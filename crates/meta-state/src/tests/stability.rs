@@ -8,6 +8,7 @@ use burn::{
     tensor::{Int, activation::sigmoid},
 };
 use rwkv7_core::{
+    Products,
     config::SecondHalfConfig,
     init::LayerInit,
     layers::{SecondHalf, Span, TimeMixTrace, head_norm},
@@ -175,14 +176,23 @@ fn measuring_is_off_until_it_is_switched_on() {
     }
 }
 
-/// 2,000 steps of both presets at both learning rates, on text that is half pattern, half noise.
+/// 2,000 steps of both presets at both learning rates with both kinds of products, on text that is half pattern, half noise.
 #[test]
 fn training_stays_finite() {
     let device = Device::default().autodiff();
     let (rows, time, vocab) = (2, 24, 29);
     for config in [MetaStateConfig::paper(), MetaStateConfig::practical()] {
-        for rate in [1e-4, 1e-3] {
-            let mut model = small(&config).init(&device, 0);
+        for (rate, products) in [
+            (1e-4, Products::F32),
+            (1e-3, Products::F32),
+            (1e-4, Products::Bf16),
+            (1e-3, Products::Bf16),
+        ] {
+            if let Err(error) = products.check(&device) {
+                eprintln!("skipped: {error}");
+                continue;
+            }
+            let mut model = small(&config).init(&device, 0).with_products(products);
             let mut optimizer = OptimizerConfig::default().init();
             let (mut first, mut last) = (0.0, 0.0);
             for step in 0..2000_usize {
@@ -207,7 +217,7 @@ fn training_stays_finite() {
                 last = loss.clone().into_scalar::<f32>();
                 assert!(
                     last.is_finite(),
-                    "{config:?}, rate {rate}: {last} at step {step}"
+                    "{config:?}, rate {rate}, {products:?}: {last} at step {step}"
                 );
                 if step == 0 {
                     first = last;
@@ -217,7 +227,7 @@ fn training_stays_finite() {
             }
             assert!(
                 last < first,
-                "{config:?}, rate {rate}: {first} became {last}"
+                "{config:?}, rate {rate}, {products:?}: {first} became {last}"
             );
         }
     }

@@ -3,7 +3,10 @@
 use std::{path::PathBuf, sync::Arc};
 
 use burn::train::TrainingError;
-use rwkv7_core::{checkpoint::CheckpointError, config::ConfigError, tokenizer::TokenizerError};
+use rwkv7_core::{
+    checkpoint::CheckpointError, config::ConfigError, products::ProductsError,
+    tokenizer::TokenizerError,
+};
 
 use scaling::ScalingError;
 
@@ -19,6 +22,9 @@ pub enum TrainError {
     /// The model's dimensions.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// The device has no such products.
+    #[error("recipe: `products`: {0}")]
+    Products(#[from] ProductsError),
     /// The tokenizer.
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),

@@ -36,7 +36,7 @@ use burn::{
     train::{Interrupter, Learner, SupervisedTraining, metric::LearningRateMetric},
 };
 use rwkv7_core::{
-    Rwkv7, Rwkv7Config,
+    Products, Rwkv7, Rwkv7Config,
     checkpoint::{self, Checkpoint},
     config::SecondHalfConfig,
     layers::SecondHalf,
@@ -130,6 +130,7 @@ pub fn train(
     options: Options,
 ) -> Result<Report, TrainError> {
     recipe.validate()?;
+    recipe.products.check(device)?;
     let tokenizer = tokenizer::load(&recipe.tokenizer)?;
     let vocab_size = tokenizer.vocab_size();
     let begun = match options.resume {
@@ -213,6 +214,7 @@ fn fit<S: Growable>(
         clip_norm: recipe.clip_norm,
         l2_wrap: recipe.l2_wrap,
         diagnostics: recipe.diagnostics,
+        products: recipe.products,
     };
     let model = match start {
         Some(start) if done == 0 => start.into_model(&config, &device, FloatDType::F32)?,
@@ -304,7 +306,7 @@ fn fit<S: Growable>(
     epochs.retain(|epoch| *epoch >= first);
     let epoch = history.best(&epochs).unwrap_or(last);
     let network = if epoch == last {
-        result.model.model
+        result.model.model.with_products(Products::F32)
     } else {
         Checkpoint::open(&checkpoints::model_file(&folder, epoch))?.into_model(
             config,

@@ -243,6 +243,35 @@ fn a_model_grows_while_it_is_trained() {
     }
 }
 
+/// In bf16 from the first step to the last, whatever happens in between.
+#[test]
+fn a_run_keeps_its_products() {
+    if let Err(error) = Products::Bf16.check(&Device::flex()) {
+        eprintln!("skipped: {error}");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let [plain, whole, parts] = ["plain", "whole", "parts"].map(|name| folder.path().join(name));
+    let grow = r#"grow=[{"after":6,"to":{"n_embd":48}}]"#;
+    run(&recipe(&[grow]), &plain, false).unwrap();
+    let recipe = recipe(&[grow, "products=bf16"]);
+    run(&recipe, &whole, false).unwrap();
+    for ((split, step, loss), (.., other)) in sorted_journal(&whole)
+        .into_iter()
+        .zip(sorted_journal(&plain))
+    {
+        let difference = (loss - other).abs();
+        let differs = difference > 0.0 || (&*split, step) == ("train", 1);
+        assert!(
+            differs && difference < 0.05,
+            "{split} {step}: {loss} and {other}"
+        );
+    }
+    killed(&whole, &parts, 1..=3);
+    run(&recipe, &parts, true).unwrap();
+    assert_eq!(sorted_journal(&whole), sorted_journal(&parts));
+}
+
 impl Report {
     /// The stages with another run's clock.
     fn stages_without_seconds_of(&self, other: &Report) -> Vec<Stage> {

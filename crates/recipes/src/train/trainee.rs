@@ -15,7 +15,7 @@ use burn::{
     tensor::{Tensor, Transaction},
     train::{InferenceStep, TrainOutput, TrainStep, metric::ItemLazy},
 };
-use rwkv7_core::{Rwkv7, layers::SecondHalf, loss, optimizer::sum_of_squares};
+use rwkv7_core::{Products, Rwkv7, layers::SecondHalf, loss, optimizer::sum_of_squares};
 
 use super::growth::{Evolution, Held};
 use crate::data::loader::LmBatch;
@@ -31,6 +31,8 @@ pub struct StepSettings {
     pub l2_wrap: bool,
     /// Whether the layers measure themselves.
     pub diagnostics: bool,
+    /// How the layers multiply with their weights.
+    pub products: Products,
 }
 
 /// A model in training.
@@ -158,7 +160,7 @@ impl<M: SecondHalf> Trainee<M> {
     /// A model to be trained like this.
     pub fn new(model: Rwkv7<M>, settings: StepSettings) -> Self {
         let mut trainee = Self {
-            model,
+            model: model.with_products(settings.products),
             settings,
             norm: NormSlot::default(),
             course: Course::default(),
@@ -333,6 +335,7 @@ mod tests {
             clip_norm: 1.0,
             l2_wrap: true,
             diagnostics: false,
+            products: Products::F32,
         };
         Trainee::new(config.init(&Device::flex().autodiff(), 3), settings)
     }

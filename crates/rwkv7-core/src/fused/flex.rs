@@ -20,7 +20,7 @@ use burn::{
 
 use super::{
     KeyPreparation, Keys, ReadOut,
-    cpu::adamw,
+    cpu::{adamw, product},
     op::{FusedOp, all, first},
 };
 use crate::{
@@ -135,6 +135,17 @@ pub fn cross_entropy(logits: Tensor<2>, targets: Tensor<1, Int>) -> Tensor<1> {
     ))
 }
 
+/// Where [`takes`] takes the factors and the processor multiplies in bf16.
+pub fn bf16_product(x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
+    let inputs = [x.into_dispatch(), weight.into_dispatch()];
+    one(run(inputs, FusedOp::Product))
+}
+
+/// Whether this processor multiplies in bf16.
+pub fn has_bf16_products() -> bool {
+    product::is_available()
+}
+
 /// One step of AdamW in place; the tensors are outside autodiff.
 pub fn adamw<const D: usize>(
     config: &OptimizerConfig,
@@ -244,6 +255,7 @@ impl<C: CheckpointStrategy> FusedOps for Autodiff<Flex, C> {
         let mut inputs = inputs.into_iter();
         match op.inputs() {
             1 => record::<C, 1>(first(&mut inputs), op),
+            2 => record::<C, 2>(first(&mut inputs), op),
             3 => record::<C, 3>(first(&mut inputs), op),
             4 => record::<C, 4>(first(&mut inputs), op),
             7 => record::<C, 7>(first(&mut inputs), op),

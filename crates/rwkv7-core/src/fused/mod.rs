@@ -17,8 +17,9 @@ mod plain;
 mod tests;
 
 use burn::{
+    backend::DispatchDevice,
     optim::AdaptiveMomentumState,
-    tensor::{Int, Tensor},
+    tensor::{DType, Device, Int, Tensor},
 };
 
 use crate::optimizer::OptimizerConfig;
@@ -168,6 +169,27 @@ pub(crate) fn cross_entropy(logits: Tensor<2>, targets: Tensor<1, Int>) -> Tenso
         return flex::cross_entropy(logits, targets);
     }
     plain::cross_entropy(logits, targets)
+}
+
+/// `x w` for `x [rows, in]` and `w [in, out]`, both rounded to bf16; sums are f32.
+pub(crate) fn bf16_product(x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
+    #[cfg(feature = "flex")]
+    if flex::takes(&x) && flex::takes(&weight) && flex::has_bf16_products() {
+        return flex::bf16_product(x, weight);
+    }
+    plain::bf16_product(x, weight)
+}
+
+/// Whether [`bf16_product`] is faster than an f32 product on this device.
+pub(crate) fn has_bf16_products(device: &Device) -> bool {
+    if matches!(
+        device.clone().inner().as_dispatch(),
+        DispatchDevice::Flex(_)
+    ) {
+        #[cfg(feature = "flex")]
+        return flex::has_bf16_products();
+    }
+    device.supports_dtype(DType::BF16)
 }
 
 /// Whether [`adamw`] takes these.

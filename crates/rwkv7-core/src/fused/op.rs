@@ -8,7 +8,9 @@ use burn::{
 };
 
 use super::cpu::{
-    activation, cross_entropy, key_preparation, layer_norm, read_out, token_shift, value_residual,
+    activation, cross_entropy, key_preparation, layer_norm,
+    product::{Matrix, product},
+    read_out, token_shift, value_residual,
 };
 use crate::flex::{floats, tensor};
 
@@ -37,6 +39,8 @@ pub enum FusedOp {
     Tanh,
     /// Logits `[rows, V]`.
     CrossEntropy { targets: Arc<Vec<i64>> },
+    /// Two matrices; in bf16.
+    Product,
 }
 
 impl FusedOp {
@@ -47,6 +51,7 @@ impl FusedOp {
             Self::ValueResidual => 4,
             Self::ReadOut { .. } => 8,
             Self::LayerNorm { .. } => 3,
+            Self::Product => 2,
             Self::ReluSquared | Self::Sigmoid | Self::Tanh | Self::CrossEntropy { .. } => 1,
         }
     }
@@ -72,6 +77,7 @@ impl FusedOp {
         let like_first = || vec![0.0; x[0].len()];
         let mut outputs: Vec<Vec<f32>> = match self {
             Self::CrossEntropy { targets } => vec![vec![0.0; targets.len()]],
+            Self::Product => vec![vec![0.0; inputs[0].shape()[0] * inputs[1].shape()[1]]],
             _ => (0..self.outputs()).map(|_| like_first()).collect(),
         };
         let mut out: Vec<&mut [f32]> = outputs.iter_mut().map(Vec::as_mut_slice).collect();
@@ -102,6 +108,11 @@ impl FusedOp {
             Self::CrossEntropy { targets } => {
                 cross_entropy::forward(x[0], targets, out[0]);
                 shape = Shape::new([targets.len()]);
+            }
+            Self::Product => {
+                let [left, right] = matrices(&x, inputs);
+                product(left, right, out[0]);
+                shape = Shape::new([inputs[0].shape()[0], inputs[1].shape()[1]]);
             }
         }
         let outputs = outputs.into_iter();
@@ -212,6 +223,13 @@ impl FusedOp {
                 let [gradient] = first(&mut g);
                 cross_entropy::backward(x[0], targets, d(0), gradient);
             }
+            Self::Product => {
+                let [left, right] = matrices(&x, inputs);
+                let [left_gradient, right_gradient] = first(&mut g);
+                let d = Matrix::new(d(0), [left.rows(), right.columns()]);
+                product(d, right.transpose(), left_gradient);
+                product(left.transpose(), d, right_gradient);
+            }
         }
         let shapes = inputs.iter().map(|x| x.shape());
         let gradients = gradients.into_iter().zip(shapes);
@@ -219,6 +237,13 @@ impl FusedOp {
             .map(|(values, shape)| tensor(values, shape))
             .collect()
     }
+}
+
+fn matrices<'a>(x: &[&'a [f32]], inputs: &[FlexTensor]) -> [Matrix<'a>; 2] {
+    std::array::from_fn(|i| {
+        let shape = inputs[i].shape();
+        Matrix::new(x[i], [shape[0], shape[1]])
+    })
 }
 
 fn token_shift_inputs<'a>(x: &'a [&'a [f32]], shape: &Shape) -> token_shift::Inputs<'a> {

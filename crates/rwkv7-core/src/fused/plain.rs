@@ -1,6 +1,6 @@
 //! The functions of the [module](super) in plain tensor operations.
 
-use burn::tensor::{Int, Tensor, activation};
+use burn::tensor::{DType, Int, Tensor, activation};
 
 use super::{KeyPreparation, Keys, ReadOut};
 use crate::operator::{narrow, widen};
@@ -82,6 +82,12 @@ pub fn layer_norm(x: Tensor<3>, gamma: Tensor<1>, beta: Tensor<1>, epsilon: f64)
     let dtype = x.dtype();
     let y = burn::tensor::module::layer_norm(widen(x), widen(gamma), Some(widen(beta)), epsilon);
     narrow(y, dtype)
+}
+
+pub fn bf16_product(x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
+    let dtype = x.dtype();
+    let round = |x: Tensor<2>| x.cast(DType::BF16);
+    round(x).matmul(round(weight)).cast(dtype)
 }
 
 pub fn relu_squared(x: Tensor<3>) -> Tensor<3> {

@@ -1,6 +1,6 @@
 //! The fused functions against the same in plain tensor operations: outputs and all gradients.
 
-use burn::tensor::{Device, Distribution, Int, Tensor, TensorData};
+use burn::tensor::{DType, Device, Distribution, Int, Tensor, TensorData};
 
 use super::{KeyPreparation, Keys, ReadOut, flex, plain};
 
@@ -190,4 +190,32 @@ fn unused_outputs_and_constants() {
         results(vec![used], gradients!(h, mus[1]))
     };
     assert_close(&run(flex::token_shift), &run(plain::token_shift));
+}
+
+#[test]
+fn bf16_product() {
+    if !flex::has_bf16_products() {
+        eprintln!("skipped: this processor has no bf16 products");
+        return;
+    }
+    let (x, weight) = (draw([50, 70]), draw([70, 33]));
+    let run = |product: fn(Tensor<2>, Tensor<2>) -> Tensor<2>| {
+        results(
+            vec![product(x.clone(), weight.clone())],
+            gradients!(x, weight),
+        )
+    };
+    let found = run(flex::bf16_product);
+    // Factors rounded and products in f32: forward alone, as gradients would not be rounded.
+    let expected = run(|x, weight| {
+        let [x, weight] = [x, weight].map(|x| x.cast(DType::BF16).cast(DType::F32));
+        x.matmul(weight)
+    });
+    assert_close(&found[..1], &expected[..1]);
+    // Everything against f32: 70 products of numbers rounded to 8 bits.
+    for (found, expected) in found.iter().zip(run(|x, weight| x.matmul(weight))) {
+        for (a, b) in found.iter().zip(expected) {
+            assert!((a - b).abs() < 0.03, "{a} and {b}");
+        }
+    }
 }

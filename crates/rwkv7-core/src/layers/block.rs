@@ -12,6 +12,7 @@ use burn::{
     tensor::{Device, Tensor},
 };
 
+use crate::Products;
 use crate::state::{LayerState, StateTensors};
 
 use super::{LayerNorm, Span, TimeMix, TimeMixTrace, project};
@@ -51,6 +52,9 @@ pub trait SecondHalf: Module + ModuleDisplay + 'static {
 
     /// The state before the first token.
     fn zero_state(&self, batch: usize, device: &Device) -> Self::State;
+
+    /// How the layer multiplies with its weight matrices from now on.
+    fn set_products(&mut self, _products: Products) {}
 
     /// Names of what the layer can measure of itself.
     const MEASUREMENTS: &'static [&'static str] = &[];
@@ -98,7 +102,7 @@ impl<M: SecondHalf> Block<M> {
             None => x,
         };
         let x = match &self.lift {
-            Some(lift) => project(lift, x),
+            Some(lift) => project(lift, x, self.att.products),
             None => x,
         };
         let h = self.ln1.forward(x.clone());
@@ -108,6 +112,12 @@ impl<M: SecondHalf> Block<M> {
         let h = self.ln2.forward(x.clone());
         let (mixed, second) = self.ffn.forward(h, &trace, span, state.second);
         (x + mixed, LayerState { att, second })
+    }
+
+    /// How the block multiplies with its weight matrices from now on.
+    pub fn set_products(&mut self, products: Products) {
+        self.att.products = products;
+        self.ffn.set_products(products);
     }
 
     /// The state before the first token.

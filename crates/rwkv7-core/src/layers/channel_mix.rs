@@ -8,6 +8,7 @@ use burn::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    Products,
     config::{ConfigError, LayerDims, SecondHalfConfig},
     fused,
     init::LayerInit,
@@ -33,6 +34,9 @@ pub struct ChannelMix {
     pub key: Linear,
     /// `F -> C`.
     pub value: Linear,
+    /// How it multiplies with its matrices.
+    #[module(skip)]
+    pub products: Products,
 }
 
 /// What channel mixing carries from token to token: the last normalised input, `[batch, C]`.
@@ -81,6 +85,7 @@ impl SecondHalfConfig for ChannelMixConfig {
             x_k: init.shift_mix(c, init.depth_left().powi(4)),
             key: init.orthogonal_linear("ffn.key", c, f, 1.0),
             value: init.zero_linear(f, c),
+            products: Products::F32,
         }
     }
 }
@@ -99,8 +104,13 @@ impl SecondHalf for ChannelMix {
     ) -> (Tensor<3>, ChannelMixState) {
         let shift = last_token(&h, &state.shift, span);
         let x_k = token_shift(h, state.shift, self.x_k.val());
-        let hidden = fused::relu_squared(project(&self.key, x_k));
-        (project(&self.value, hidden), ChannelMixState { shift })
+        let hidden = fused::relu_squared(project(&self.key, x_k, self.products));
+        let out = project(&self.value, hidden, self.products);
+        (out, ChannelMixState { shift })
+    }
+
+    fn set_products(&mut self, products: Products) {
+        self.products = products;
     }
 
     fn zero_state(&self, batch: usize, device: &Device) -> ChannelMixState {

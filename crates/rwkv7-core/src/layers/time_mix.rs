@@ -23,6 +23,7 @@ use burn::{
 };
 
 use crate::{
+    Products,
     fused::{self, KeyPreparation, Keys, ReadOut},
     operator::{Trace, Wkv7Input, widen, wkv7, wkv7_traced},
 };
@@ -85,6 +86,9 @@ pub struct TimeMix {
     /// Channels of each head that the group norm is taken over; all where none.
     #[module(skip)]
     pub norm_prefix: Option<usize>,
+    /// How it multiplies with its matrices.
+    #[module(skip)]
+    pub products: Products,
 }
 
 /// What time mixing carries from token to token.
@@ -150,21 +154,21 @@ impl TimeMix {
         };
         let [x_r, x_w, x_k, x_v, x_a, x_g] = std::array::from_fn(|_| next());
 
-        let r = project(&self.receptance, x_r);
-        let k = project(&self.key, x_k);
-        let v = project(&self.value, x_v.clone());
-        let gate = low_rank(x_g, &self.g1, fused::sigmoid, &self.g2);
+        let r = project(&self.receptance, x_r, self.products);
+        let k = project(&self.key, x_k, self.products);
+        let v = project(&self.value, x_v.clone(), self.products);
+        let gate = self.low_rank(x_g, &self.g1, fused::sigmoid, &self.g2);
         let v = match (&self.v0, &self.v1, &self.v2, value_first.as_ref()) {
             (Some(v0), Some(v1), Some(v2), Some(first)) => {
-                let s = low_rank(x_v, v1, |x| x, v2);
+                let s = self.low_rank(x_v, v1, |x| x, v2);
                 fused::value_residual(v, first.clone(), s, v0.val())
             }
             _ => value_first.insert(v).clone(),
         };
-        let rate = low_rank(x_a, &self.a1, |x| x, &self.a2);
+        let rate = self.low_rank(x_a, &self.a1, |x| x, &self.a2);
         let keys = KeyPreparation {
             k,
-            w: low_rank(x_w, &self.w1, fused::tanh, &self.w2),
+            w: self.low_rank(x_w, &self.w1, fused::tanh, &self.w2),
             a: rate.clone(),
             w0: self.w0.val(),
             a0: self.a0.val(),
@@ -208,7 +212,7 @@ impl TimeMix {
             epsilon: self.ln_x.epsilon,
             prefix: self.norm_prefix,
         });
-        let out = project(&self.output, out);
+        let out = project(&self.output, out, self.products);
 
         let trace = TimeMixTrace {
             input,
@@ -229,16 +233,18 @@ impl TimeMix {
             wkv: zero_state([batch, heads, head_size, head_size], device),
         }
     }
-}
 
-/// `inner(x first) second` for `x [batch, time, C]` and factors `[C, rank]`, `[rank, C]`.
-fn low_rank(
-    x: Tensor<3>,
-    first: &Param<Tensor<2>>,
-    inner: impl Fn(Tensor<2>) -> Tensor<2>,
-    second: &Param<Tensor<2>>,
-) -> Tensor<3> {
-    let [batch, time, width] = x.dims();
-    let hidden = inner(x.reshape([batch * time, width]).matmul(first.val()));
-    hidden.matmul(second.val()).reshape([batch, time, width])
+    /// `inner(x first) second` for `x [batch, time, C]` and factors `[C, rank]`, `[rank, C]`.
+    fn low_rank(
+        &self,
+        x: Tensor<3>,
+        first: &Param<Tensor<2>>,
+        inner: impl Fn(Tensor<2>) -> Tensor<2>,
+        second: &Param<Tensor<2>>,
+    ) -> Tensor<3> {
+        let [batch, time, width] = x.dims();
+        let product = |x, weight: &Param<Tensor<2>>| self.products.product(x, weight.val());
+        let hidden = inner(product(x.reshape([batch * time, width]), first));
+        product(hidden, second).reshape([batch, time, width])
+    }
 }

@@ -12,6 +12,7 @@ pub mod adamw;
 pub mod cross_entropy;
 pub mod key_preparation;
 pub mod layer_norm;
+pub mod product;
 pub mod read_out;
 pub mod token_shift;
 pub mod value_residual;
