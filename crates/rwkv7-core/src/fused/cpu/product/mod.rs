@@ -19,7 +19,7 @@ use kernel::{COLUMNS, ROWS, multiply};
 use pack::Pack;
 
 /// Depth whose products are summed before they are added to the result; even.
-const DEPTH: usize = 512;
+const DEPTH: usize = 1024;
 /// Columns of the right factor that are packed at a time: with all of [`DEPTH`] 2 MiB, shared by all threads.
 const WIDTH: usize = 2048;
 /// Most rows of the left factor that a thread packs at a time: 192 KiB, for its level-2 cache.
@@ -82,11 +82,12 @@ pub fn product(left: Matrix, right: Matrix, out: &mut [f32]) {
                 .par_chunks_mut(pairs)
                 .enumerate()
                 .for_each(|(panel, packed)| {
+                    let first = columns_here.start + panel * COLUMNS;
                     Arch::new().dispatch(Pack {
                         matrix: right,
-                        first: panel * COLUMNS + columns_here.start,
+                        rows: first..columns_here.end.min(first + COLUMNS),
                         depth: depth_here.clone(),
-                        panel: packed,
+                        panels: packed,
                     });
                 });
             let job = Job {
@@ -121,14 +122,12 @@ impl Job<'_> {
         let rows = out.len() / self.stride;
         let pairs = self.depth.len().div_ceil(2);
         packed.resize(rows.div_ceil(ROWS) * pairs, [0; ROWS]);
-        for (panel, packed) in packed.chunks_mut(pairs).enumerate() {
-            Arch::new().dispatch(Pack {
-                matrix: self.left,
-                first: first + panel * ROWS,
-                depth: self.depth.clone(),
-                panel: packed,
-            });
-        }
+        Arch::new().dispatch(Pack {
+            matrix: self.left,
+            rows: first..first + rows,
+            depth: self.depth.clone(),
+            panels: packed,
+        });
         for (i, right) in self.right.chunks(pairs).enumerate() {
             let column = self.columns.start + i * COLUMNS;
             let columns = COLUMNS.min(self.columns.end - column);

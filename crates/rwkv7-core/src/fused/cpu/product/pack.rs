@@ -6,16 +6,18 @@ use pulp::{Simd, WithSimd};
 
 use super::Matrix;
 
-/// Words that are rounded at a time where a row lies across the panel.
+/// Words of a panel's column that are rounded before they are put there.
 const CHUNK: usize = 64;
+/// Rows of memory that go into one panel after another while they are in the level-1 cache; even.
+const ROWS_IN_CACHE: usize = 32;
 
-/// Rounds `LINES` rows of a matrix from `first` on, as many as there are, for a part of the depth (its columns); a row that
-/// is missing, or a second neighbour in depth, is zero. The even one of two neighbours is in a word's low half.
+/// Rounds rows of a matrix for a part of the depth (its columns), `LINES` rows a panel, one panel after another. Rows that
+/// the last panel lacks are zero, as is a second neighbour in depth. The even one of two neighbours is in a word's low half.
 pub struct Pack<'a, const LINES: usize> {
     pub matrix: Matrix<'a>,
-    pub first: usize,
+    pub rows: Range<usize>,
     pub depth: Range<usize>,
-    pub panel: &'a mut [[u32; LINES]],
+    pub panels: &'a mut [[u32; LINES]],
 }
 
 impl<const LINES: usize> WithSimd for Pack<'_, LINES> {
@@ -24,64 +26,80 @@ impl<const LINES: usize> WithSimd for Pack<'_, LINES> {
     /// Plain code, which the compiler vectorises for the processor that `S` stands for.
     #[inline(always)]
     fn with_simd<S: Simd>(self, _simd: S) {
-        let Self {
-            matrix,
-            first,
-            depth,
-            panel,
-        } = self;
-        let lines = LINES.min(matrix.rows - first);
-        if lines < LINES {
-            panel.fill([0; LINES]);
-        }
-        if matrix.transposed {
-            along(matrix, first..first + lines, depth, panel);
+        if self.matrix.transposed {
+            self.along();
         } else {
-            for line in 0..lines {
-                let row = &matrix.data[(first + line) * matrix.columns..][depth.clone()];
-                across(row, line, panel);
+            self.across();
+        }
+    }
+}
+
+impl<const LINES: usize> Pack<'_, LINES> {
+    /// A row of memory has a part of every panel's row.
+    #[inline(always)]
+    fn along(self) {
+        let pairs = self.depth.len().div_ceil(2);
+        let row = |depth: usize| &self.matrix.data[depth * self.matrix.rows..][self.rows.clone()];
+        let nothing = [0.0; LINES];
+        for start in self.depth.clone().step_by(ROWS_IN_CACHE) {
+            let rows = start..self.depth.end.min(start + ROWS_IN_CACHE);
+            let first = (start - self.depth.start) / 2;
+            for (i, panel) in self.panels.chunks_exact_mut(pairs).enumerate() {
+                let part = |depth| row(depth).chunks(LINES).nth(i).unwrap_or_default();
+                for (words, depth) in panel[first..].iter_mut().zip(rows.clone().step_by(2)) {
+                    let even = part(depth);
+                    let odd = if depth + 1 < rows.end {
+                        part(depth + 1)
+                    } else {
+                        &nothing[..even.len()]
+                    };
+                    join_all(words, even, odd);
+                }
+            }
+        }
+    }
+
+    /// A row of memory is a column of a panel.
+    #[inline(always)]
+    fn across(self) {
+        let pairs = self.depth.len().div_ceil(2);
+        let mut rounded = [0; CHUNK];
+        for (i, panel) in self.panels.chunks_exact_mut(pairs).enumerate() {
+            let lines = self.rows.clone().skip(i * LINES).take(LINES);
+            if lines.len() < LINES {
+                panel.fill([0; LINES]);
+            }
+            for (line, row) in lines.enumerate() {
+                let row = &self.matrix.data[row * self.matrix.columns..][self.depth.clone()];
+                for (words, row) in panel.chunks_mut(CHUNK).zip(row.chunks(2 * CHUNK)) {
+                    let (pairs, rest) = row.as_chunks::<2>();
+                    for (word, [even, odd]) in rounded.iter_mut().zip(pairs) {
+                        *word = join(*even, *odd);
+                    }
+                    if let [even] = rest {
+                        rounded[pairs.len()] = join(*even, 0.0);
+                    }
+                    for (words, word) in words.iter_mut().zip(rounded) {
+                        words[line] = word;
+                    }
+                }
             }
         }
     }
 }
 
-/// Rows that lie in memory as columns do: a row of memory is half of a row of the panel.
+/// A panel's row of neighbours in depth; zeros where there are none.
 #[inline(always)]
-fn along<const LINES: usize>(
-    matrix: Matrix,
-    lines: Range<usize>,
-    depth: Range<usize>,
-    panel: &mut [[u32; LINES]],
-) {
-    let row = |depth: usize| &matrix.data[depth * matrix.rows..][lines.clone()];
-    for (words, at) in panel.iter_mut().zip(depth.clone().step_by(2)) {
-        if at + 1 < depth.end {
-            let pairs = row(at).iter().zip(row(at + 1));
-            for (word, (even, odd)) in words.iter_mut().zip(pairs) {
-                *word = join(*even, *odd);
-            }
-        } else {
-            for (word, even) in words.iter_mut().zip(row(at)) {
-                *word = join(*even, 0.0);
-            }
+fn join_all<const LINES: usize>(words: &mut [u32; LINES], even: &[f32], odd: &[f32]) {
+    // The usual case, of a length that the compiler knows.
+    if let (Some(even), Some(odd)) = (even.first_chunk::<LINES>(), odd.first_chunk::<LINES>()) {
+        for line in 0..LINES {
+            words[line] = join(even[line], odd[line]);
         }
-    }
-}
-
-/// A row of memory is a column of the panel.
-#[inline(always)]
-fn across<const LINES: usize>(row: &[f32], line: usize, panel: &mut [[u32; LINES]]) {
-    let mut rounded = [0; CHUNK];
-    for (panel, row) in panel.chunks_mut(CHUNK).zip(row.chunks(2 * CHUNK)) {
-        let (pairs, rest) = row.as_chunks::<2>();
-        for (word, [even, odd]) in rounded.iter_mut().zip(pairs) {
+    } else {
+        words.fill(0);
+        for (word, (even, odd)) in words.iter_mut().zip(even.iter().zip(odd)) {
             *word = join(*even, *odd);
-        }
-        if let [even] = rest {
-            rounded[pairs.len()] = join(*even, 0.0);
-        }
-        for (words, word) in panel.iter_mut().zip(rounded) {
-            words[line] = word;
         }
     }
 }
