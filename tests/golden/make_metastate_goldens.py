@@ -57,6 +57,7 @@ VARIANTS = {
     "combined": {"oms": "shared", "sse": {"low-rank": 3}, "removal": "self", "center": True, "scale": "l2",
                  "token_shift": True, "norm_affine": True},
     "combined2": {"sse": {"top-left": 5}, "side": "key", "norm_affine": True, "token_shift": True, "removal": "self"},
+    "projected": {"sse": "projected"},
 }
 
 # Stored as [1, 1, C].
@@ -129,6 +130,8 @@ def meta_state_weights(c, rng):
         if kind == "low-rank":
             z[ms + "sse1"] = normal((H, N, rank), 1 / np.sqrt(N))
             z[ms + "sse2"] = normal((H, rank, N), 1 / np.sqrt(rank))
+        elif kind == "projected":
+            z[ms + "W_in"] = normal((N, N), 1 / np.sqrt(N))
         elif kind == "head-mixed":
             z[ms + "mix"] = normal((H, H), 0.7)
         elif kind == "learned":
@@ -160,6 +163,8 @@ def self_state(p, c, x, S):
             continue
         if kind == "low-rank":
             q = q @ p["ms.sse1"][h] @ p["ms.sse2"][h]
+        elif kind == "projected":
+            q = q @ p["ms.W_in"]
         elif kind == "top-left":
             q = torch.where(torch.arange(N) < size, q, 0.0)
         z.append(q @ S[h] if c["side"] == "value" else S[h] @ q)
@@ -423,7 +428,7 @@ def main(folder):
     save_file({**common, **stored}, folder / "metastate.weights.safetensors")
     size = sum(path.stat().st_size for path in folder.glob("metastate*.safetensors"))
     print(f"--- {size} bytes in all")
-    assert size < 1_000_000
+    assert size < 1_100_000
 
 
 if __name__ == "__main__":

@@ -34,6 +34,8 @@ pub enum Sse {
     TopLeft(usize),
     /// `W_1 W_2 S` with learned `W_1 [N, r]`, `W_2 [r, N]` for each head: r combinations of the state's rows.
     LowRank(usize),
+    /// `W_in S` with one learned `W_in [N, N]` for all heads: the expansion of eq. 7, which a model that has not grown does without.
+    Projected,
     /// Each head's z is a learned mixture of what all heads read: the state as one block matrix, times `mix ⊗ I`.
     HeadMixed,
     /// A learned `[N, N]` for each head instead of the state: what the layer would be without its idea.
@@ -206,6 +208,7 @@ impl SecondHalfConfig for MetaStateConfig {
         let sse = match self.sse {
             Sse::State | Sse::TopLeft(_) => 0,
             Sse::LowRank(rank) => 2 * width * rank,
+            Sse::Projected => dims.head_size * dims.head_size,
             Sse::HeadMixed => heads * heads,
             Sse::Learned => width * dims.head_size,
         };

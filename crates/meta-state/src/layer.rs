@@ -32,6 +32,8 @@ pub struct MetaState {
     pub sse1: Option<Param<Tensor<3>>>,
     /// Second factor of the query, `[H, r, N]`; with [`Sse::LowRank`].
     pub sse2: Option<Param<Tensor<3>>>,
+    /// What the query is multiplied with before the state, `[N, N]`; with [`Sse::Projected`].
+    pub W_in: Option<Param<Tensor<2>>>,
     /// How much of each head's read (column) enters each head's z (row), `[H, H]`; with [`Sse::HeadMixed`].
     pub mix: Option<Param<Tensor<2>>>,
     /// What is read instead of the state, `[H, N, N]`; with [`Sse::Learned`].
@@ -84,6 +86,8 @@ impl MetaState {
                 .then(|| init.shift_mix(width, init.depth_left().powi(4))),
             sse1,
             sse2,
+            W_in: (config.sse == Sse::Projected)
+                .then(|| init.orthogonal("ms.W_in", [head_size, head_size], 1.0)),
             mix: (config.sse == Sse::HeadMixed).then(|| init.identity(heads)),
             W_sse: (config.sse == Sse::Learned)
                 .then(|| per_head("ms.W_sse", [heads, head_size, head_size])),
@@ -110,11 +114,17 @@ impl MetaState {
         if let Some(weight) = &self.W_sse {
             return per_head(x, widen(weight.val()));
         }
-        let x = match (&self.sse1, &self.sse2, self.config.sse) {
-            (Some(first), Some(second), _) => {
+        let x = match (&self.sse1, &self.sse2, &self.W_in, self.config.sse) {
+            (Some(first), Some(second), ..) => {
                 per_head(per_head(x, widen(first.val())), widen(second.val()))
             }
-            (_, _, Sse::TopLeft(n)) => first_channels_only(x, n),
+            (_, _, Some(weight), _) => {
+                let size = self.head_size;
+                let rows = x.clone().reshape([-1, size as i32]);
+                let rows = self.products.product(rows, widen(weight.val()));
+                rows.reshape(x.shape())
+            }
+            (.., Sse::TopLeft(n)) => first_channels_only(x, n),
             _ => x,
         };
         let z = match (self.config.side, &trace.states) {

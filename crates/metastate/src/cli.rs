@@ -232,6 +232,8 @@ pub enum Method {
     Stack,
     /// The Meta-State paper's recipe: old entries as they are among those of a new model; the outputs change.
     Paper,
+    /// The same with small random values in the appended columns of W_oms.
+    PaperRandom,
     /// Old matrices shrunk and added to those of a new model; the outputs change.
     ShrinkPerturb,
 }

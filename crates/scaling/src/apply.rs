@@ -54,6 +54,7 @@ pub fn apply(
             }
             Entry::New(New::Mean) => scale * means.at(&index, &places, &old.shape),
             Entry::New(New::Random) => deviation * gaussian(seed, flat as u64),
+            Entry::New(New::Small) => 0.1 * deviation * gaussian(seed, flat as u64),
             Entry::New(New::Initial) => initial[flat],
             Entry::New(New::Zero | New::Copies(_)) => 0.0,
         };
@@ -93,6 +94,12 @@ pub fn lift(width: usize, embed_width: usize, scale: f64, heads: Heads) -> Vec<f
         Place::New(_) => vec![scale / embed_width as f64; embed_width],
     };
     rows.iter().flat_map(row).collect()
+}
+
+/// Ones on the diagonal of `[size, size]`.
+pub fn identity(size: usize) -> Vec<f64> {
+    let entry = |i: usize| if i.is_multiple_of(size + 1) { 1.0 } else { 0.0 };
+    (0..size * size).map(entry).collect()
 }
 
 /// The embedding `[V, C']` and its norm's scale and shift `[C']` whose new channels come in pairs of opposite sign.
@@ -235,7 +242,7 @@ enum Entry {
 fn entry(index: &[usize], places: &[Vec<Place>], from: &[usize]) -> Entry {
     let order = |new: New| match new {
         New::Zero => 0,
-        New::Random => 1,
+        New::Random | New::Small => 1,
         New::Mean => 2,
         New::Initial | New::Copies(_) => 3,
     };

@@ -19,7 +19,7 @@ use rwkv7_core::{
 
 use crate::{
     Growable, Heads, Plan, ScalingError, Step,
-    apply::{Values, apply, lift, named_seed, paired, small},
+    apply::{Values, apply, identity, lift, named_seed, paired, small},
     plan::heads,
     rules::{Rule, grow_matrices, pad_channels},
 };
@@ -109,6 +109,7 @@ fn tensors<S: Growable>(
             let values: Vec<f64> = match (&step.rule, &source) {
                 (Rule::Lift, _) => lift(step.to[0], step.to[1], plan.scale(), step.heads),
                 (Rule::Small, _) => small(&step.to, seed),
+                (Rule::Identity, _) => identity(step.to[0]),
                 (Rule::Paired, _) => {
                     let parts = embedding
                         .iter()

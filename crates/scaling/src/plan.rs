@@ -20,8 +20,10 @@ pub enum Method {
     /// New blocks are copies of old ones instead of blocks that add nothing; widths as in `lossless`. The outputs change.
     Stack,
     /// What the Meta-State paper writes (eq. 7 to 11): old entries as they are, zeros in the appended columns of W_oms, all
-    /// else as a new model starts. The outputs change.
+    /// else as a new model starts; W_in is the identity cut off, or random where `sse` becomes `projected`. The outputs change.
     Paper,
+    /// The same with small random values in the appended columns of W_oms.
+    PaperRandom,
     /// Matrices shrunk and added to a new model's initial values. The outputs change.
     ShrinkPerturb,
 }
@@ -29,7 +31,7 @@ pub enum Method {
 impl Method {
     /// Whether entries are put beside each other without regard to what the model computes.
     pub(crate) fn is_naive(self) -> bool {
-        matches!(self, Self::Paper | Self::ShrinkPerturb)
+        matches!(self, Self::Paper | Self::PaperRandom | Self::ShrinkPerturb)
     }
 }
 
@@ -241,6 +243,7 @@ impl<S: Growable> Plan<S> {
         let rule = match self.method {
             Method::Lossless | Method::Stack => rule,
             Method::Paper => rules::paper(rule),
+            Method::PaperRandom => rules::paper_random(rule, &name),
             Method::ShrinkPerturb => rules::shrink_perturb(rule, long < 2),
         };
         match old.get(&source) {
@@ -253,7 +256,7 @@ impl<S: Growable> Plan<S> {
                 heads,
                 again,
             },
-            None if rule == Rule::Lift => fresh(name, to, rule),
+            None if matches!(rule, Rule::Lift | Rule::Identity) => fresh(name, to, rule),
             // A copy of block 0, which has no value residual.
             None => fresh(name, to, Rule::Fresh),
         }
@@ -364,7 +367,7 @@ fn differs<T>(
 fn blocks(from: usize, to: usize, method: Method) -> Vec<Option<usize>> {
     match method {
         Method::Stack => (0..to).map(|i| Some(i % from)).collect(),
-        Method::Lossless | Method::Paper | Method::ShrinkPerturb => {
+        _ => {
             let done = |i: usize| (i * from).div_ceil(to);
             let source = |i: usize| (done(i + 1) > done(i)).then_some(done(i));
             (0..to).map(source).collect()
@@ -392,6 +395,7 @@ impl<S> fmt::Display for Plan<S> {
             match rule {
                 Rule::Fresh => write!(out, "{to:?}: initial values")?,
                 Rule::Small => write!(out, "{to:?}: small random values")?,
+                Rule::Identity => write!(out, "{to:?}: the identity")?,
                 Rule::Lift => write!(out, "{to:?}: the embedding's width to the model's")?,
                 Rule::Paired => write!(out, "{from:?} -> {to:?}: new channels in pairs")?,
                 Rule::Grow {
@@ -435,6 +439,7 @@ fn new_entries(
         New::Zero => "zero",
         New::Mean => "the mean of the old ones",
         New::Random => "random",
+        New::Small => "small and random",
         New::Initial => "initial values",
         New::Copies(0) => "copies",
         New::Copies(_) => "copies, shared out",

@@ -22,6 +22,8 @@ pub enum New {
     Mean,
     /// Random values of the old ones' size: what they multiply is zero, and they must not be.
     Random,
+    /// Random values a tenth of the old ones' size.
+    Small,
     /// The values that the larger model starts with.
     Initial,
     /// The old ones once more, each copy times its share to this power. With shares, copies of what they multiply add up to
@@ -80,6 +82,8 @@ pub enum Rule {
     ///
     /// [`Embedding::Paired`]: crate::Embedding::Paired
     Paired,
+    /// Ones on the diagonal.
+    Identity,
     /// All of it at its initial value.
     Fresh,
     /// Small random values, where the initial value is zero: a product of two factors that are both zero never learns, and one
@@ -256,10 +260,9 @@ impl Growable for MetaStateConfig {
             } else {
                 self.oms
             },
-            sse: if rank(self).is_some() && rank(to).is_some() {
-                to.sse
-            } else {
-                self.sse
+            sse: match (self.sse, to.sse) {
+                (Sse::LowRank(_), Sse::LowRank(_)) | (Sse::State, Sse::Projected) => to.sse,
+                _ => self.sse,
             },
             ..self.clone()
         };
@@ -269,7 +272,7 @@ impl Growable for MetaStateConfig {
                 from: format!("{self:?}"),
                 to: format!("{to:?}"),
                 reason: "the choices of the Meta-State layer are part of what the model computes; keep them, but for oms, which may \
-                         become per-head",
+                         become per-head, and sse, where `state` may become `projected`",
             });
         }
         Ok(())
@@ -329,6 +332,9 @@ impl Growable for MetaStateConfig {
             ),
             "sse1" => Rule::grow([random(), random(), random()]),
             "sse2" => Rule::grow([random(), New::Zero.into(), axes.within(New::SHARE)]),
+            // The state's new rows are read by nothing at first.
+            "W_in" if self.sse == Sse::Projected => Rule::grow([random(), New::Zero.into()]),
+            "W_in" => Rule::Identity,
             "mix" => Rule::grow([New::Initial.into(), New::Initial.into()]),
             "W_sse" => Rule::grow([random(), random(), axes.within(New::COPY)]),
             "ln.weight" | "ln.bias" => {
@@ -458,6 +464,30 @@ pub(crate) fn paper(rule: Rule) -> Rule {
     naive(rule, 1.0, false)
 }
 
+/// The same with small random values in the appended columns of W_oms.
+pub(crate) fn paper_random(rule: Rule, name: &str) -> Rule {
+    match paper(rule) {
+        Rule::Grow {
+            scale,
+            mut axes,
+            perturbed,
+        } if name.ends_with(".W_oms") => {
+            if let Some(columns) = axes.last_mut() {
+                *columns = Axis::Channels {
+                    heads: New::Small,
+                    size: New::Small,
+                };
+            }
+            Rule::Grow {
+                scale,
+                axes,
+                perturbed,
+            }
+        }
+        other => other,
+    }
+}
+
 /// What was learned made smaller, plus the larger model's initial values; vectors as in [`paper`].
 pub(crate) fn shrink_perturb(rule: Rule, is_vector: bool) -> Rule {
     match is_vector {
@@ -481,6 +511,8 @@ fn naive(rule: Rule, scale: f64, perturbed: bool) -> Rule {
             axes: axes.into_iter().map(axis).collect(),
             perturbed,
         },
+        // Instead of an identity the values of a new model.
+        Rule::Identity => Rule::Fresh,
         other => other,
     }
 }

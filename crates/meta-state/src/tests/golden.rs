@@ -12,7 +12,7 @@ use safetensors::{SafeTensors, tensor::TensorView};
 
 use super::*;
 
-const VARIANTS: [&str; 16] = [
+const VARIANTS: [&str; 17] = [
     "paper",
     "per-head",
     "key-side",
@@ -29,6 +29,7 @@ const VARIANTS: [&str; 16] = [
     "detached",
     "combined",
     "combined2",
+    "projected",
 ];
 
 fn folder() -> PathBuf {

@@ -39,6 +39,13 @@ fn variants() -> Vec<(&'static str, MetaStateConfig)> {
             },
         ),
         (
+            "projected",
+            MetaStateConfig {
+                sse: Sse::Projected,
+                ..base()
+            },
+        ),
+        (
             "head-mixed",
             MetaStateConfig {
                 sse: Sse::HeadMixed,

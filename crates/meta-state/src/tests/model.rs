@@ -301,6 +301,7 @@ fn weight_decay_reaches_the_layers_matrices_and_no_other_of_its_tensors() {
         }
         let expected: &[&str] = match half.sse {
             Sse::Learned => &["W_sse", "W_oms"],
+            Sse::Projected => &["W_in", "W_oms"],
             _ => &["W_oms"],
         };
         assert_eq!(shrunk, expected, "{name}");

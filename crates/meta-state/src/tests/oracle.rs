@@ -137,6 +137,9 @@ fn oracle(layer: &MetaState, inputs: &Inputs) -> (Tensor<3>, Tensor<4>, Tensor<4
             let weight = first.val().matmul(second.val()).unsqueeze::<4>();
             query = transposed(&weight).matmul(query);
         }
+        if let Some(weight) = &layer.W_in {
+            query = transposed(&weight.val().unsqueeze::<4>()).matmul(query);
+        }
         let z = match (&layer.W_sse, config.side) {
             (Some(weight), _) => transposed(&weight.val().unsqueeze::<4>()).matmul(query),
             (None, Side::Value) => transposed(&state).matmul(query),

@@ -101,6 +101,7 @@ fn grow<S: Growable>(
         cli::Method::Lossless => Method::Lossless,
         cli::Method::Stack => Method::Stack,
         cli::Method::Paper => Method::Paper,
+        cli::Method::PaperRandom => Method::PaperRandom,
         cli::Method::ShrinkPerturb => Method::ShrinkPerturb,
     };
     let embedding = match args.paired {

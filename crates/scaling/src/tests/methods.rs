@@ -98,7 +98,7 @@ fn the_papers_recipe_and_the_others_change_the_outputs() {
         ..config
     };
     let (from, to) = (size(shape(3, 3), 3), size(shape(3, 5), 5));
-    for method in [Method::Paper, Method::ShrinkPerturb] {
+    for method in [Method::Paper, Method::PaperRandom, Method::ShrinkPerturb] {
         let grown = plan(&from, &to, method);
         assert_eq!(grown.to.embed_width, None);
         let found = Pair::of_plan(grown, FloatDType::F64, 1).difference();
@@ -112,6 +112,46 @@ fn the_papers_recipe_and_the_others_change_the_outputs() {
     // By nothing it is the identity, but for what is perturbed.
     let same = Pair::of_plan(plan(&from, &from, Method::Paper), FloatDType::F64, 1);
     assert!(same.difference() < 1e-12);
+}
+
+/// Eq. 7: W_in appears with the growth, as the identity where nothing may be lost and at random where the paper's recipe is
+/// asked for; eq. 10: appended columns of W_oms are zero or small and random.
+#[test]
+fn the_papers_expansion_may_be_random() {
+    let from = base(2, 2).with_second_half(MetaStateConfig::paper());
+    let projected = MetaStateConfig {
+        sse: Sse::Projected,
+        ..MetaStateConfig::paper()
+    };
+    let to = base(2, 3).with_second_half(projected);
+    let exact = plan(&from, &to, Method::Lossless).exact().unwrap();
+    assert!(
+        exact
+            .to_string()
+            .contains("blocks.0.ms.W_in [8, 8]: the identity")
+    );
+    let found = Pair::of_plan(exact, FloatDType::F64, 1).difference();
+    assert!(found < 1e-10, "{found}");
+
+    let large = |method| {
+        let device = Device::flex();
+        let small = from.init(&device, 3);
+        grow_model(&small, &plan(&from, &to, method), &device, 3).unwrap()
+    };
+    for (method, columns) in [(Method::Paper, false), (Method::PaperRandom, true)] {
+        let ms = &large(method).blocks[1].ffn;
+        let weight = ms.W_in.as_ref().unwrap().val();
+        let off = weight.clone() - Tensor::eye(8, &weight.device());
+        assert!(off.abs().max().into_scalar::<f32>() > 0.1, "random");
+        let columns_found = ms.W_oms.val().narrow(2, 16, 8).abs().max();
+        assert_eq!(
+            columns_found.into_scalar::<f32>() > 0.0,
+            columns,
+            "{method:?}"
+        );
+    }
+    let back = Plan::new(&to, &from, Method::Lossless, Embedding::Lift);
+    assert!(back.is_err());
 }
 
 /// A batch's gradient on a model that is being trained.

@@ -183,6 +183,10 @@ fn halves() -> Vec<MetaStateConfig> {
             ..base()
         },
         MetaStateConfig {
+            sse: Sse::Projected,
+            ..MetaStateConfig::practical()
+        },
+        MetaStateConfig {
             sse: Sse::Learned,
             ..base()
         },
