@@ -18,7 +18,7 @@ use burn::{
     tensor::{Device, Int, Tensor, TensorData},
 };
 use meta_state::{MetaStateConfig, MetaStateLm};
-use rwkv7_core::{Rwkv7, Rwkv7Config, Rwkv7Lm, checkpoint, layers::SecondHalf, loss};
+use rwkv7_core::{Products, Rwkv7, Rwkv7Config, Rwkv7Lm, checkpoint, layers::SecondHalf, loss};
 
 /// The GPU named by BURN_DEVICE, or the best one compiled in. None there is an error: a test that skips tests nothing.
 fn gpu() -> Device {
@@ -178,4 +178,22 @@ fn the_gpu_agrees_with_the_cpu_without_fusion() {
         .status()
         .unwrap();
     assert!(status.success());
+}
+
+/// A device without bf16 says so before anything runs on it.
+#[test]
+fn products_in_bf16_are_close_or_refused() {
+    let device = gpu();
+    if let Err(error) = Products::Bf16.check(&device) {
+        assert!(
+            error.to_string().contains("has no bf16 products"),
+            "{error}"
+        );
+        return;
+    }
+    let run = |products| results(rwkv7(&device).with_products(products), &device);
+    for (found, expected) in run(Products::Bf16).iter().zip(run(Products::F32)) {
+        let d = difference(found, &expected);
+        assert!(d < 0.1, "{d}");
+    }
 }

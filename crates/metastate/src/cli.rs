@@ -258,6 +258,9 @@ pub struct Grow {
     /// Seed of the random values.
     #[arg(long, value_name = "S", default_value_t = 0)]
     pub seed: u64,
+    /// Which blocks of the larger model are new, counted from 0, as in 2,5. Default: spread over the depth.
+    #[arg(long, value_name = "I,…", value_delimiter = ',')]
+    pub new_blocks: Vec<usize>,
     /// Print what becomes of every tensor, and write nothing.
     #[arg(long)]
     pub plan: bool,

@@ -58,6 +58,9 @@ pub struct Growth {
     /// How the larger model's embedding gets its width.
     #[serde(default)]
     pub embedding: Embedding,
+    /// Which blocks of the larger model are new; spread over the depth where there is none.
+    #[serde(default)]
+    pub new_blocks: Vec<usize>,
     /// Whether the optimizer's moments grow too; otherwise it starts anew.
     #[serde(default = "yes")]
     pub optimizer: bool,

@@ -330,6 +330,20 @@ impl Means {
     }
 }
 
+/// A table `[rows, width]` with random rows of the old ones' size after them.
+pub fn with_new_rows(table: &[f64], width: usize, rows: usize, seed: u64) -> Values {
+    let old = Values {
+        data: table.to_vec(),
+        shape: vec![table.len() / width, width],
+    };
+    let deviation = deviation(&old);
+    let new = (table.len()..rows * width).map(|place| deviation * gaussian(seed, place as u64));
+    Values {
+        data: table.iter().copied().chain(new).collect(),
+        shape: vec![rows, width],
+    }
+}
+
 /// Root of the mean square, or of one over the length of the rows where all is zero.
 fn deviation(old: &Values) -> f64 {
     let squares: f64 = old.data.iter().map(|x| x * x).sum();

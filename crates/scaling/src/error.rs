@@ -35,6 +35,12 @@ pub enum ScalingError {
         /// Why, and what to do.
         reason: &'static str,
     },
+    /// New blocks that cannot be where they shall be.
+    #[error("no new blocks at these places: {reason}")]
+    NewBlocks {
+        /// What does not fit.
+        reason: String,
+    },
     /// An embedding that cannot get channels in pairs.
     #[error("no paired channels for this embedding: {reason}")]
     Paired {

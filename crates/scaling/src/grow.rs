@@ -19,7 +19,7 @@ use rwkv7_core::{
 
 use crate::{
     Growable, Heads, Plan, ScalingError, Step,
-    apply::{Values, apply, identity, lift, named_seed, paired, small},
+    apply::{Values, apply, identity, lift, named_seed, paired, small, with_new_rows},
     plan::heads,
     rules::{Rule, grow_matrices, pad_channels},
 };
@@ -98,7 +98,7 @@ fn tensors<S: Growable>(
             progress(done.fetch_add(1, Ordering::Relaxed), 2 * plan.steps.len());
             // The same place in a model of another size has other values.
             let place = format!("{} {} {}", plan.to.n_layer, plan.to.n_embd, step.name);
-            let seed = named_seed(seed, &place);
+            let (whole, seed) = (seed, named_seed(seed, &place));
             let initial = || match checkpoint::initial_tensor(&plan.to, &step.name, seed) {
                 Some(data) => data.iter::<f64>().collect(),
                 None => unreachable!("{} is a tensor of the larger model", step.name),
@@ -119,22 +119,14 @@ fn tensors<S: Growable>(
                     let [table, weight, bias] = parts.as_slice() else {
                         unreachable!("an embedding with a norm has three tensors");
                     };
-                    let table = Values {
-                        data: table.clone(),
-                        shape: vec![plan.from.vocab_size, weight.len()],
-                    };
+                    // The same in all three tensors.
+                    let seed = named_seed(whole, "tokens");
+                    let table = with_new_rows(table, weight.len(), plan.to.vocab_size, seed);
                     let (width, epsilon) = (plan.to.n_embd, plan.to.layer_norm_eps);
                     let made = paired(&table, weight, bias, width, epsilon, step.heads);
-                    let [mut table, weight, bias] = made;
-                    match EMBEDDING.iter().position(|name| *name == step.name) {
-                        Some(0) => {
-                            // Rows of new tokens.
-                            table.resize(step.to.iter().product(), 0.0);
-                            table
-                        }
-                        Some(1) => weight,
-                        _ => bias,
-                    }
+                    let place = EMBEDDING.iter().position(|name| *name == step.name);
+                    let mut made = made.into_iter();
+                    place.and_then(|place| made.nth(place)).unwrap_or_default()
                 }
                 (Rule::Fresh, _) | (_, None) => initial(),
                 (rule, Some(source)) => {

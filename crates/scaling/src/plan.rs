@@ -1,6 +1,9 @@
 //! A growth, tensor by tensor.
 
-use std::{collections::BTreeMap, fmt};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
 use rwkv7_core::{Rwkv7Config, checkpoint, layers::SecondHalf};
 use serde::{Deserialize, Serialize};
@@ -122,6 +125,7 @@ pub struct Plan<S> {
     pub steps: Vec<Step>,
     /// The tensor that keeps a lossless growth from being exact, and why.
     pub obstacle: Option<(&'static str, &'static str)>,
+    paired: bool,
 }
 
 impl<S: Growable> Plan<S> {
@@ -168,13 +172,55 @@ impl<S: Growable> Plan<S> {
             blocks,
             steps: Vec::new(),
             obstacle,
+            paired,
         };
-        let old = checkpoint::expected_tensors(from);
-        plan.steps = checkpoint::expected_tensors(&plan.to)
-            .into_iter()
-            .map(|(name, shape)| plan.step(&old, heads, paired, name, shape))
-            .collect();
+        plan.steps = plan.steps();
         Ok(plan)
+    }
+
+    /// The plan with its new blocks at these places of the larger model, counted from 0, instead of spread over the depth.
+    ///
+    /// # Errors
+    ///
+    /// [`ScalingError::NewBlocks`] if there cannot be new blocks at these places.
+    pub fn with_new_blocks(mut self, new: &[usize]) -> Result<Self, ScalingError> {
+        let refused = |reason: String| Err(ScalingError::NewBlocks { reason });
+        if self.method == Method::Stack {
+            return refused("`stack` makes copies of blocks and no new ones".into());
+        }
+        let (from, to) = (self.from.n_layer, self.to.n_layer);
+        let unique: BTreeSet<_> = new.iter().collect();
+        if (new.len(), unique.len()) != (to - from, to - from) {
+            return refused(format!(
+                "from {from} to {to} layers there are {}",
+                to - from
+            ));
+        }
+        if unique.contains(&0) {
+            return refused("block 0 owns the embedding's norm and the value that the others read; it stays the first".into());
+        }
+        if let Some(place) = new.iter().find(|place| **place >= to) {
+            return refused(format!("{place} is not below {to}, the number of layers"));
+        }
+        let mut old = 0..from;
+        self.blocks = (0..to)
+            .map(|block| match unique.contains(&block) {
+                true => None,
+                false => old.next(),
+            })
+            .collect();
+        self.steps = self.steps();
+        Ok(self)
+    }
+
+    /// Every tensor of the larger model, for blocks that come from these.
+    fn steps(&self) -> Vec<Step> {
+        let old = checkpoint::expected_tensors(&self.from);
+        let heads = heads(&self.from, &self.to);
+        checkpoint::expected_tensors(&self.to)
+            .into_iter()
+            .map(|(name, shape)| self.step(&old, heads, name, shape))
+            .collect()
     }
 
     /// The plan, if the larger model will compute what the smaller one does or if that is not its method.
@@ -200,10 +246,10 @@ impl<S: Growable> Plan<S> {
         &self,
         old: &BTreeMap<String, Vec<usize>>,
         heads: Heads,
-        paired: bool,
         name: String,
         to: Vec<usize>,
     ) -> Step {
+        let paired = self.paired;
         let axes = Axes {
             scale: self.scale(),
             heads,

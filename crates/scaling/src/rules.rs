@@ -131,11 +131,18 @@ impl Rule {
                 scale,
                 axes,
                 perturbed: false,
-            } => Some(Self::Grow {
-                scale: scale.powi(-order),
-                axes: axes.iter().map(axis).collect(),
-                perturbed: false,
-            }),
+            } => {
+                // What one entry did for all heads, each head's own does for one of them.
+                let shares = axes.iter().map(|axis| match axis {
+                    Axis::Spread { old } => 1.0 / *old as f64,
+                    _ => 1.0,
+                });
+                Some(Self::Grow {
+                    scale: (shares.product::<f64>() / scale).powi(order),
+                    axes: axes.iter().map(axis).collect(),
+                    perturbed: false,
+                })
+            }
             _ => None,
         }
     }

@@ -109,6 +109,10 @@ fn grow<S: Growable>(
         false => Embedding::Lift,
     };
     let plan = Plan::new(from, to, method, embedding)?;
+    let plan = match args.new_blocks.as_slice() {
+        [] => plan,
+        places => plan.with_new_blocks(places)?,
+    };
     if args.plan {
         report(false, Value::Null, || {
             plan.to_string().trim_end().to_string()

@@ -21,6 +21,8 @@ fn paired_channels_lose_nothing_and_need_no_new_tensor() {
         let new = || Plan::new(&from, &to, Method::Lossless, Embedding::Paired).unwrap();
         let exact = Pair::of_plan(new(), FloatDType::F64, seed);
         assert!(exact.difference() < 1e-10, "{:e}", exact.difference());
+        let rows = exact.large.emb.weight.val().abs().max_dim(1);
+        assert!(rows.min().into_scalar::<f64>() > 0.0, "new tokens too");
         let single = Pair::of_plan(new(), FloatDType::F32, seed).difference();
         assert!(single < 1e-4, "{single:e}");
         let names = |config: &Rwkv7Config| checkpoint::expected_tensors(config).into_keys();
@@ -112,6 +114,28 @@ fn the_papers_recipe_and_the_others_change_the_outputs() {
     // By nothing it is the identity, but for what is perturbed.
     let same = Pair::of_plan(plan(&from, &from, Method::Paper), FloatDType::F64, 1);
     assert!(same.difference() < 1e-12);
+}
+
+#[test]
+fn new_blocks_are_where_they_are_asked_for() {
+    let (from, to) = (base(2, 2), base(4, 3));
+    let new = || plan(&from, &to, Method::Lossless);
+    assert_eq!(new().blocks, [Some(0), None, Some(1), None]);
+    let top = new().with_new_blocks(&[3, 2]).unwrap();
+    assert_eq!(top.blocks, [Some(0), Some(1), None, None]);
+    let found = Pair::of_plan(top, FloatDType::F64, 1).difference();
+    assert!(found < 1e-10, "{found}");
+    for (places, reason) in [
+        (&[1][..], "there are 2"),
+        (&[1, 1], "there are 2"),
+        (&[0, 1], "block 0"),
+        (&[1, 4], "not below 4"),
+    ] {
+        let error = new().with_new_blocks(places).unwrap_err().to_string();
+        assert!(error.contains(reason), "{error}");
+    }
+    let stacked = plan(&from, &to, Method::Stack);
+    assert!(stacked.with_new_blocks(&[2, 3]).is_err());
 }
 
 /// Eq. 7: W_in appears with the growth, as the identity where nothing may be lost and at random where the paper's recipe is

@@ -20,9 +20,9 @@ use pack::Pack;
 
 /// Depth whose products are summed before they are added to the result; even.
 const DEPTH: usize = 1024;
-/// Columns of the right factor that are packed at a time: with all of [`DEPTH`] 2 MiB, shared by all threads.
+/// Columns of the right factor that are packed at a time: with all of [`DEPTH`] 4 MiB, shared by all threads.
 const WIDTH: usize = 2048;
-/// Most rows of the left factor that a thread packs at a time: 192 KiB, for its level-2 cache.
+/// Most rows of the left factor that a thread packs at a time: 384 KiB, for its level-2 cache.
 const HEIGHT: usize = 16 * ROWS;
 
 /// A matrix in row-major order, or the transpose of one.
