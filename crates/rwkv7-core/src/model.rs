@@ -98,7 +98,8 @@ impl<M: SecondHalf> Rwkv7<M> {
         self.products
     }
 
-    /// The same model with another arithmetic of the products with its weight matrices.
+    /// The same model with another arithmetic of the products with its weight matrices. [`Products::check`] says whether the device
+    /// has it; the model panics where it does not.
     pub fn with_products(mut self, products: Products) -> Self {
         self.products = products;
         for block in &mut self.blocks {

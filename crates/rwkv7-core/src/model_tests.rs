@@ -227,6 +227,10 @@ fn l2_wrap_adds_only_a_gradient() {
 #[test]
 fn products_in_bf16_are_close_to_those_in_f32() {
     let device = Device::default().autodiff();
+    if let Err(error) = Products::Bf16.check(&device) {
+        eprintln!("skipped: {error}");
+        return;
+    }
     let model = model(&device);
     let run = |model: &Rwkv7Lm| {
         let (logits, _) = model.forward(row(&TOKENS, &device), None);

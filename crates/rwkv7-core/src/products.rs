@@ -30,7 +30,7 @@ pub struct ProductsError {
 }
 
 impl Products {
-    /// Whether the device multiplies like this. Where it does not, [`product`](Self::product) still gives the result, slowly.
+    /// Whether the device multiplies like this.
     ///
     /// # Errors
     ///
@@ -45,10 +45,19 @@ impl Products {
     }
 
     /// `x w` for `x [rows, in]` and `w [in, out]`.
+    ///
+    /// # Panics
+    ///
+    /// If the device does not multiply like this: [`check`](Self::check) before.
     pub fn product(self, x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
         match self {
             Self::F32 => x.matmul(weight),
-            Self::Bf16 => fused::bf16_product(x, weight),
+            Self::Bf16 => {
+                if let Err(error) = self.check(&x.device()) {
+                    panic!("{error}");
+                }
+                fused::bf16_product(x, weight)
+            }
         }
     }
 }
