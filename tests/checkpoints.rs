@@ -1,6 +1,8 @@
 //! Official checkpoints against the PyPI package `rwkv`, and everything that can be done to a checkpoint file.
 #![allow(clippy::unwrap_used)]
 
+use std::io::Write;
+
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
@@ -285,7 +287,10 @@ fn half_precision_parameters_stay_close() {
     let checkpoint = Checkpoint::open(&golden("tiny-c.pth")).unwrap();
     let config: Rwkv7Config = checkpoint.config().unwrap();
     if !device.supports_dtype(DType::BF16) {
-        eprintln!("skipped: {device:?} has no bf16 arithmetic");
+        let _ = writeln!(
+            std::io::stderr(),
+            "skipped: {device:?} has no bf16 arithmetic"
+        );
         return;
     }
     let model = checkpoint

@@ -3,6 +3,8 @@
 
 mod place;
 
+use std::io::Write;
+
 use std::{
     process::{Command, Stdio},
     time::{Duration, Instant},
@@ -431,7 +433,10 @@ fn a_full_disk_leaves_the_old_file() {
         .arg(&disk)
         .output();
     if !mount.is_ok_and(|output| output.status.success()) {
-        eprintln!("skipped: mounting a small file system needs root");
+        let _ = writeln!(
+            std::io::stderr(),
+            "skipped: mounting a small file system needs root"
+        );
         return;
     }
     place.write("disk/out.safetensors", "the old file");

@@ -79,7 +79,14 @@ impl Bench {
         for products in &self.products {
             let mut command = cargo("metastate", "training_step", features.as_deref());
             command.args(["--", "--device", &self.device, "--products", products]);
-            let json = last_json(command.args(self.sizes()))?;
+            let json = match last_json(command.args(self.sizes())) {
+                // The program has said why: a device without such products, above all.
+                Err(error) if !rows.is_empty() => {
+                    eprintln!("{products} is left out: {error}");
+                    continue;
+                }
+                result => result?,
+            };
             let number = |key: &str| json[key].as_f64().unwrap_or(f64::NAN);
             rows.push(Row {
                 name: format!("this project, {products}"),

@@ -178,12 +178,15 @@ impl<S: Growable> Plan<S> {
         Ok(plan)
     }
 
-    /// The plan with its new blocks at these places of the larger model, counted from 0, instead of spread over the depth.
+    /// The plan with its new blocks at these places of the larger model, counted from 0; spread over the depth where none are given.
     ///
     /// # Errors
     ///
     /// [`ScalingError::NewBlocks`] if there cannot be new blocks at these places.
     pub fn with_new_blocks(mut self, new: &[usize]) -> Result<Self, ScalingError> {
+        if new.is_empty() {
+            return Ok(self);
+        }
         let refused = |reason: String| Err(ScalingError::NewBlocks { reason });
         if self.method == Method::Stack {
             return refused("`stack` makes copies of blocks and no new ones".into());
@@ -192,8 +195,9 @@ impl<S: Growable> Plan<S> {
         let unique: BTreeSet<_> = new.iter().collect();
         if (new.len(), unique.len()) != (to - from, to - from) {
             return refused(format!(
-                "from {from} to {to} layers there are {}",
-                to - from
+                "from {from} to {to} layers there are {} new blocks, and {} different places are given",
+                to - from,
+                unique.len()
             ));
         }
         if unique.contains(&0) {

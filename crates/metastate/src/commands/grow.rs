@@ -108,11 +108,7 @@ fn grow<S: Growable>(
         true => Embedding::Paired,
         false => Embedding::Lift,
     };
-    let plan = Plan::new(from, to, method, embedding)?;
-    let plan = match args.new_blocks.as_slice() {
-        [] => plan,
-        places => plan.with_new_blocks(places)?,
-    };
+    let plan = Plan::new(from, to, method, embedding)?.with_new_blocks(&args.new_blocks)?;
     if args.plan {
         report(false, Value::Null, || {
             plan.to_string().trim_end().to_string()

@@ -85,11 +85,7 @@ pub fn plans<S: Growable>(
         let from = plans.last().map_or(start, |plan| &plan.to);
         let to = target(growth, from, recipe.scale_down)?;
         let plan = Plan::new(from, &to, growth.method, growth.embedding)?;
-        let plan = match growth.new_blocks.as_slice() {
-            [] => plan,
-            places => plan.with_new_blocks(places)?,
-        };
-        plans.push(plan.exact()?);
+        plans.push(plan.with_new_blocks(&growth.new_blocks)?.exact()?);
     }
     Ok(plans)
 }

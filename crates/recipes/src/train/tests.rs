@@ -1,6 +1,8 @@
 //! Runs small enough for a test.
 #![allow(clippy::unwrap_used)]
 
+use std::io::Write;
+
 use std::{collections::BTreeMap, path::Path};
 
 use burn::tensor::TensorData;
@@ -247,7 +249,7 @@ fn a_model_grows_while_it_is_trained() {
 #[test]
 fn a_run_keeps_its_products() {
     if let Err(error) = Products::Bf16.check(&Device::flex()) {
-        eprintln!("skipped: {error}");
+        let _ = writeln!(std::io::stderr(), "skipped: {error}");
         return;
     }
     let folder = tempfile::tempdir().unwrap();

@@ -180,7 +180,7 @@ pub(crate) fn bf16_product(x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
     plain::bf16_product(x, weight)
 }
 
-/// Whether [`bf16_product`] is faster than an f32 product on this device.
+/// Whether the device multiplies in bf16.
 pub(crate) fn has_bf16_products(device: &Device) -> bool {
     if matches!(
         device.clone().inner().as_dispatch(),

@@ -1,5 +1,7 @@
 //! The fused functions against the same in plain tensor operations: outputs and all gradients.
 
+use std::io::Write;
+
 use burn::tensor::{DType, Device, Distribution, Int, Tensor, TensorData};
 
 use super::{KeyPreparation, Keys, ReadOut, flex, plain};
@@ -195,7 +197,10 @@ fn unused_outputs_and_constants() {
 #[test]
 fn bf16_product() {
     if !flex::has_bf16_products() {
-        eprintln!("skipped: this processor has no bf16 products");
+        let _ = writeln!(
+            std::io::stderr(),
+            "skipped: this processor has no bf16 products"
+        );
         return;
     }
     let (x, weight) = (draw([50, 70]), draw([70, 33]));

@@ -1,3 +1,5 @@
+use std::io::Write;
+
 use std::path::{Path, PathBuf};
 
 use rand::{RngExt, SeedableRng, rngs::StdRng};
@@ -14,7 +16,10 @@ fn data(name: &str) -> Option<PathBuf> {
     if path.is_file() {
         return Some(path);
     }
-    eprintln!("skipped: {name} not found; set METASTATE_DATA to the folder that holds it");
+    let _ = writeln!(
+        std::io::stderr(),
+        "skipped: {name} not found; set METASTATE_DATA to the folder that holds it"
+    );
     None
 }
 

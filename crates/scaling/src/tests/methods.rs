@@ -126,7 +126,7 @@ fn new_blocks_are_where_they_are_asked_for() {
     let found = Pair::of_plan(top, FloatDType::F64, 1).difference();
     assert!(found < 1e-10, "{found}");
     for (places, reason) in [
-        (&[1][..], "there are 2"),
+        (&[1][..], "there are 2 new blocks, and 1 different"),
         (&[1, 1], "there are 2"),
         (&[0, 1], "block 0"),
         (&[1, 4], "not below 4"),
