@@ -18,7 +18,7 @@
 //! `G` (only differences of `G` enter the products) no exponent exceeds 0.61 n/2. What lies above the diagonal is
 //! removed by selection, never by multiplication.
 
-use burn::tensor::{Bool, Tensor};
+use burn::tensor::{Bool, DType, Device, Tensor};
 
 use super::Wkv7Input;
 
@@ -51,10 +51,11 @@ pub struct Trace {
 }
 
 impl Trace {
-    /// `[batch, time, heads, value]`.
-    pub(super) fn query_shape(&self) -> [usize; 4] {
+    /// Shape `[batch, time, heads, value]`, dtype and device of a query.
+    pub(super) fn query(&self) -> ([usize; 4], DType, Device) {
         let [batch, heads, _, _, value] = self.v.dims();
-        [batch, self.time, heads, value]
+        let shape = [batch, self.time, heads, value];
+        (shape, self.v.dtype(), self.v.device())
     }
 }
 

@@ -42,7 +42,7 @@ mod tests;
 
 use std::sync::OnceLock;
 
-use burn::tensor::{DType, FloatDType, Tensor};
+use burn::tensor::{DType, Device, FloatDType, Tensor};
 
 /// Inputs of the operator, shapes as in the [module documentation](self).
 #[derive(Clone, Debug)]
@@ -151,9 +151,10 @@ pub(crate) fn custom_is_allowed() -> bool {
 /// Runs the WKV-7 recurrence: returns `y [batch, time, heads, value]` and the state after the last token
 /// `[batch, heads, value, key]`.
 ///
-/// Half-precision inputs are widened: the state and all sums are f32 (f64 for f64 inputs); `y` comes back in the dtype
-/// of `v`. The decay is passed as its logarithm because a decay near 1 does not survive in half precision. Gradients flow
-/// into all seven inputs, from y and from the state.
+/// The state and all sums are f32 (f64 for f64 inputs); `y` comes back in the dtype of `v`. Half-precision inputs are
+/// widened; where r, k and v share a half-precision type that a GPU computes with, within the kernels, and a and b are
+/// taken in that type too. The decay is passed as its logarithm because a decay near 1 does not survive in half
+/// precision. Gradients flow into all seven inputs, from y and from the state.
 ///
 /// # Panics
 ///
@@ -161,9 +162,19 @@ pub(crate) fn custom_is_allowed() -> bool {
 pub fn wkv7(input: Wkv7Input, s0: Tensor<4>) -> (Tensor<4>, Tensor<4>) {
     check(&input, &s0);
     let dtype = input.v.dtype();
-    let input = input.map(widen);
-    let s0 = narrow(s0, input.r.dtype());
-    let (y, state) = match Choice::of(&input) {
+    let choice = Choice::of(&input);
+    let half = backend::half(&input).filter(|_| choice == Choice::Custom);
+    let input = match half {
+        Some(half) => Wkv7Input {
+            log_w: widen(input.log_w),
+            a: narrow(input.a, half),
+            b: narrow(input.b, half),
+            ..input
+        },
+        None => input.map(widen),
+    };
+    let s0 = narrow(s0, input.log_w.dtype());
+    let (y, state) = match choice {
         Choice::Custom => backend::wkv7(input, s0),
         Choice::Chunked => {
             let chunk = chunked::chunk_length(input.r.dims()[1]);
@@ -174,7 +185,8 @@ pub fn wkv7(input: Wkv7Input, s0: Tensor<4>) -> (Tensor<4>, Tensor<4>) {
     (narrow(y, dtype), state)
 }
 
-/// [`wkv7`], and what [`sse`] needs to read the states it goes through.
+/// [`wkv7`], and what [`sse`] needs to read the states it goes through. Half-precision inputs are widened before it, so
+/// that what is read keeps the precision of the state.
 ///
 /// # Panics
 ///
@@ -210,16 +222,25 @@ pub fn wkv7_traced(input: Wkv7Input, s0: Tensor<4>) -> (Tensor<4>, Tensor<4>, Tr
 ///
 /// # Panics
 ///
-/// If the shape of `x` does not fit the traced call.
+/// If shape, dtype or device of `x` do not fit the traced call.
 pub fn sse(x: Tensor<4>, trace: &Trace) -> Tensor<4> {
     let dtype = x.dtype();
-    let expected = trace.query_shape();
+    let (expected, inner, device) = trace.query();
     let found = x.dims();
     assert!(
         found == expected,
         "sse: x has shape {found:?}, the traced call expects {expected:?}"
     );
+    let found = x.device();
+    assert!(
+        found == device,
+        "sse: x is on {found:?}, the traced call on {device:?}"
+    );
     let x = widen(x);
+    assert!(
+        x.dtype() == inner,
+        "sse: x is {dtype:?}, the traced call computed in {inner:?}; f64 goes with f64 only"
+    );
     let z = match &trace.0 {
         Form::Custom(trace) => backend::sse(x, trace),
         Form::Chunked(trace) => chunked::sse(x, trace),
@@ -229,14 +250,18 @@ pub fn sse(x: Tensor<4>, trace: &Trace) -> Tensor<4> {
 }
 
 impl Trace {
-    /// `[batch, time, heads, value]`.
-    fn query_shape(&self) -> [usize; 4] {
+    /// Shape `[batch, time, heads, value]`, dtype and device of a query.
+    fn query(&self) -> ([usize; 4], DType, Device) {
         match &self.0 {
-            Form::Custom(trace) => trace.input.v.dims(),
-            Form::Chunked(trace) => trace.query_shape(),
+            Form::Custom(trace) => {
+                let v = &trace.input.v;
+                (v.dims(), v.dtype(), v.device())
+            }
+            Form::Chunked(trace) => trace.query(),
             Form::Oracle(states) => {
                 let [batch, time, heads, value, _] = states.dims();
-                [batch, time, heads, value]
+                let shape = [batch, time, heads, value];
+                (shape, states.dtype(), states.device())
             }
         }
     }
@@ -262,6 +287,11 @@ pub fn narrow<const D: usize>(x: Tensor<D>, dtype: DType) -> Tensor<D> {
 fn check(input: &Wkv7Input, s0: &Tensor<4>) {
     let [batch, time, heads, key] = input.r.dims();
     assert!(time > 0, "wkv7: the sequence is empty");
+    assert!(
+        batch > 0 && heads > 0 && key > 0,
+        "wkv7: r has shape {:?}, an axis of which is empty",
+        input.r.dims()
+    );
     let value = input.v.dims()[3];
     let wide = matches!(input.r.dtype(), DType::F64);
     let device = input.r.device();

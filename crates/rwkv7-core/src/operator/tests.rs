@@ -6,7 +6,7 @@ mod scalar;
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
-use super::{Wkv7Input, chunked, oracle, sse, wkv7, wkv7_traced};
+use super::{Wkv7Input, chunked, oracle, sse, widen, wkv7, wkv7_traced};
 
 const NAMES: [&str; 8] = ["r", "log_w", "k", "v", "a", "b", "s0", "x"];
 
@@ -133,6 +133,19 @@ type Operator<'a> = &'a dyn Fn(Wkv7Input, Tensor<4>, Tensor<4>) -> [Tensor<4>; 3
 fn public(input: Wkv7Input, s0: Tensor<4>, x: Tensor<4>) -> [Tensor<4>; 3] {
     let (y, state, trace) = wkv7_traced(input, s0);
     [y, state, sse(x, &trace)]
+}
+
+/// As [`public`], but y and S come from the call that leaves no trace.
+fn untraced(input: Wkv7Input, s0: Tensor<4>, x: Tensor<4>) -> [Tensor<4>; 3] {
+    let (y, state) = wkv7(input.clone(), s0.clone());
+    let (_, _, trace) = wkv7_traced(input, s0);
+    [y, state, sse(x, &trace)]
+}
+
+/// As [`untraced`], with the removal key in f32, as the layers make it.
+fn wide_keys(input: Wkv7Input, s0: Tensor<4>, x: Tensor<4>) -> [Tensor<4>; 3] {
+    let [a, b] = [input.a, input.b].map(widen);
+    untraced(Wkv7Input { a, b, ..input }, s0, x)
 }
 
 fn by_oracle(input: Wkv7Input, s0: Tensor<4>, x: Tensor<4>) -> [Tensor<4>; 3] {
@@ -542,15 +555,31 @@ fn custom_operation_agrees_on_random_cases() {
 fn custom_operation_in_half_precision() {
     for dtype in [DType::BF16, DType::F16] {
         if !Device::default().supports_dtype(dtype) {
+            eprintln!("skipped: the device has no {dtype:?}");
             continue;
         }
-        let mut case = Case::random([2, 40, 2, 32], 8, Decay::Mixed, Rate::Random, Keys::Random);
-        // The values that the half-precision tensors hold, so that only the arithmetic is compared.
-        let rounded = case.tensors(dtype, &Device::default()).map(values);
-        case.values = rounded;
-        let expected = scalar::run(&case, &case.output_gradients());
-        let found = run(&public, &case, dtype);
-        assert_close(&found, &expected, (5e-3, 1e-2), &format!("{dtype:?}"));
+        for dims in [[2, 40, 2, 32], [1, 17, 3, 16], [1, 33, 1, 64]] {
+            let mut case = Case::random(dims, 8, Decay::Mixed, Rate::Random, Keys::Random);
+            // The values that the half-precision tensors hold, so that only the arithmetic is compared.
+            let rounded = case.tensors(dtype, &Device::default()).map(values);
+            case.values = rounded;
+            let round = |d: Vec<f64>| {
+                let data = TensorData::new(d.clone(), [d.len(), 1, 1, 1]);
+                values(Tensor::from_data(data, (&Device::default(), dtype)))
+            };
+            let [dy, d_state, dz] = case.output_gradients();
+            let expected = scalar::run(&case, &[round(dy), d_state, round(dz)]);
+            let forms: [(&str, Operator); 3] = [
+                ("traced", &public),
+                ("untraced", &untraced),
+                ("untraced, a and b in f32", &wide_keys),
+            ];
+            for (form, operator) in forms {
+                let found = run(operator, &case, dtype);
+                let what = format!("{form} {dtype:?} {dims:?}");
+                assert_close(&found, &expected, (5e-3, 5e-3), &what);
+            }
+        }
     }
 }
 
@@ -669,6 +698,23 @@ fn a_wrong_state_is_named() {
 fn a_wrong_dtype_is_named() {
     let [r, log_w, k, v, a, b, s0, _] = small();
     wkv7(input([r, log_w, k, v.cast(DType::F64), a, b]), s0);
+}
+
+#[test]
+#[should_panic(expected = "sse: x is F64, the traced call computed in F32")]
+fn a_query_of_a_wrong_dtype_is_named() {
+    let [r, log_w, k, v, a, b, s0, x] = small();
+    let (_, _, trace) = wkv7_traced(input([r, log_w, k, v, a, b]), s0);
+    sse(x.cast(DType::F64), &trace);
+}
+
+#[test]
+#[should_panic(expected = "wkv7: r has shape [0, 4, 2, 16], an axis of which is empty")]
+fn an_empty_batch_is_refused() {
+    let device = Device::default();
+    let [r, log_w, k, v, a, b] = [(); 6].map(|()| Tensor::zeros([0, 4, 2, 16], &device));
+    let s0 = Tensor::zeros([0, 2, 16, 16], &device);
+    wkv7(input([r, log_w, k, v, a, b]), s0);
 }
 
 #[test]

@@ -31,8 +31,8 @@ struct Source;
 struct SourceState<B: Backend> {
     inputs: [NodeId; 6],
     starts: FloatTensor<B>,
-    /// Shape of y.
-    y: Shape,
+    /// Shape and type of y.
+    y: (Shape, FloatDType),
     /// Shape of S.
     state: Shape,
     taps: Taps,
@@ -68,11 +68,11 @@ impl<B: Wkv7Ops> Backward<B, 7> for Source {
             a,
             b,
         };
-        let zeros = |shape: Shape| B::float_zeros(shape, &carried.device(), FloatDType::F32);
-        let mut dy = arrived.output(Y).unwrap_or_else(|| zeros(y.clone()));
-        let mut d_state = arrived
-            .output(STATE)
-            .unwrap_or_else(|| zeros(state.clone()));
+        let zeros = |shape: &Shape, dtype| B::float_zeros(shape.clone(), &carried.device(), dtype);
+        let no_dy = || zeros(&y.0, y.1);
+        let no_d_state = || zeros(&state, FloatDType::F32);
+        let mut dy = arrived.output(Y).unwrap_or_else(no_dy);
+        let mut d_state = arrived.output(STATE).unwrap_or_else(no_d_state);
         let mut reads = arrived.reads;
         // The backward pass takes one read along; what is left is linear in the gradients, so each has a pass of its own.
         loop {
@@ -99,7 +99,7 @@ impl<B: Wkv7Ops> Backward<B, 7> for Source {
             if last {
                 break;
             }
-            (dy, d_state) = (zeros(y.clone()), zeros(state.clone()));
+            (dy, d_state) = (no_dy(), no_d_state());
         }
     }
 }
@@ -192,7 +192,7 @@ impl<B: Wkv7Ops, C: CheckpointStrategy> Wkv7Ops for Autodiff<B, C> {
                 let saved = SourceState {
                     inputs,
                     starts: starts.clone(),
-                    y: y.shape(),
+                    y: (y.shape(), y.dtype().into()),
                     state: state.shape(),
                     taps: taps.clone(),
                 };

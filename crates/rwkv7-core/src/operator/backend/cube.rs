@@ -21,9 +21,6 @@ use crate::{
     taps::Taps,
 };
 
-/// The state is f32 and so is everything that goes in and out.
-const DTYPE: ElemType = ElemType::Float(FloatKind::F32);
-
 /// Storage buffers of the kernel that has the most of them, inputs not packed. Browsers offer as few as 8.
 const BUFFERS: usize = 14;
 
@@ -32,7 +29,14 @@ pub fn supports(batch: usize, time: usize, heads: usize, value: usize, key: usiz
     let size = |n: usize| (16..=128).contains(&n) && n.is_multiple_of(16);
     // The largest grid that every graphics API takes.
     let grid = |n: usize| n <= 65_535;
-    size(value) && size(key) && grid(batch * heads) && grid(time.div_ceil(CHUNK))
+    // The kernels count with 32 bits: gradients of five keys, and the states at the chunks' beginnings.
+    let tokens = (batch * heads).saturating_mul(time.next_multiple_of(CHUNK) + CHUNK);
+    let largest = tokens.saturating_mul((5 * key).max(2 * value).max(value * key / CHUNK));
+    size(value)
+        && size(key)
+        && grid(batch * heads)
+        && grid(time.div_ceil(CHUNK))
+        && largest <= u32::MAX as usize
 }
 
 impl Wkv7Ops for CubeBackend {
@@ -41,7 +45,7 @@ impl Wkv7Ops for CubeBackend {
         s0: FloatTensor<Self>,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         let call = Call::new(input);
-        let (y, state) = (call.values(), call.empty(s0.shape()));
+        let (y, state) = (call.outputs(), call.empty(s0.shape()));
         call.forward(s0, &y, &state, None);
         (y, state)
     }
@@ -52,7 +56,7 @@ impl Wkv7Ops for CubeBackend {
         _taps: Taps,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
         let call = Call::new(input);
-        let (y, state) = (call.values(), call.empty(s0.shape()));
+        let (y, state) = (call.outputs(), call.empty(s0.shape()));
         let starts = call.empty(call.states(call.chunks()));
         call.forward(s0, &y, &state, Some(&starts));
         (y, state, starts)
@@ -66,15 +70,17 @@ impl Wkv7Ops for CubeBackend {
         _taps: Taps,
     ) -> FloatTensor<Self> {
         let call = Call::new(input);
-        let scratch = call.replay(&starts);
-        let z = call.keys();
+        let keys = call.pack(call.key_tensors(None));
+        let values = call.pack(vec![kernel::into_contiguous(x), call.input.v.clone()]);
+        let scratch = call.replay(&keys, &starts);
+        let z = call.empty_of(call.input.k.shape(), call.input.k.dtype());
         launched(gpu::read(
             &call.input.r.client,
             call.dims,
-            DTYPE,
-            call.arguments(&call.key_tensors(None)),
+            call.dtype,
+            arguments(&keys),
             argument(&call.input.log_w),
-            call.arguments(&[kernel::into_contiguous(x), call.input.v.clone()]),
+            arguments(&values),
             argument(&scratch),
             argument(&starts),
             argument(&z),
@@ -106,6 +112,8 @@ impl Wkv7Ops for CubeBackend {
 /// One call: sizes, and inputs laid out as their shapes say.
 struct Call {
     dims: Dims,
+    /// Of all inputs for each token but the log decay, and of y, z, dy, x and dz.
+    dtype: ElemType,
     input: TokenTensors<CubeBackend>,
     /// Whether inputs of one shape have to share a buffer.
     packed: bool,
@@ -122,10 +130,16 @@ impl Call {
             key,
             chunk: CHUNK,
         };
+        let dtype = ElemType::Float(match input.r.dtype() {
+            DType::F16 => FloatKind::F16,
+            DType::BF16 => FloatKind::BF16,
+            _ => FloatKind::F32,
+        });
         let bindings = input.r.client.properties().hardware.max_bindings;
         let contiguous = kernel::into_contiguous;
         Self {
             dims,
+            dtype,
             packed: (bindings as usize) < BUFFERS || packed_is_asked(),
             input: TokenTensors {
                 r: contiguous(input.r),
@@ -154,17 +168,18 @@ impl Call {
         [batch, heads, chunks, value, key].into()
     }
 
-    fn empty(&self, shape: Shape) -> CubeTensor {
+    fn empty_of(&self, shape: Shape, dtype: DType) -> CubeTensor {
         let like = &self.input.r;
-        empty_device_contiguous_dtype(like.client.clone(), like.device.clone(), shape, DType::F32)
+        empty_device_contiguous_dtype(like.client.clone(), like.device.clone(), shape, dtype)
     }
 
-    fn keys(&self) -> CubeTensor {
-        self.empty(self.input.k.shape())
+    fn empty(&self, shape: Shape) -> CubeTensor {
+        self.empty_of(shape, DType::F32)
     }
 
-    fn values(&self) -> CubeTensor {
-        self.empty(self.input.v.shape())
+    /// Room for y.
+    fn outputs(&self) -> CubeTensor {
+        self.empty_of(self.input.v.shape(), self.input.v.dtype())
     }
 
     /// r, k, a, b and a read's dz.
@@ -174,18 +189,18 @@ impl Call {
         keys.cloned().collect()
     }
 
-    /// Tensors of one shape as the kernels take them.
-    fn arguments(&self, tensors: &[CubeTensor]) -> Vec<TensorArg> {
+    /// Tensors of one shape as the kernels take them: as they are, or one that holds them all.
+    fn pack(&self, tensors: Vec<CubeTensor>) -> Vec<CubeTensor> {
         if !self.packed {
-            return tensors.iter().map(argument).collect();
+            return tensors;
         }
-        let stacked = tensors.iter().map(|tensor| {
+        let stacked = tensors.into_iter().map(|tensor| {
             let dims = tensor.shape().to_vec();
             let shape: Vec<usize> = std::iter::once(1).chain(dims).collect();
-            CubeBackend::float_reshape(tensor.clone(), shape.into())
+            CubeBackend::float_reshape(tensor, shape.into())
         });
         let packed = CubeBackend::float_cat(stacked.collect(), 0);
-        vec![argument(&kernel::into_contiguous(packed))]
+        vec![kernel::into_contiguous(packed)]
     }
 
     fn forward(
@@ -198,27 +213,27 @@ impl Call {
         launched(gpu::forward(
             &self.input.r.client,
             self.dims,
-            DTYPE,
-            self.arguments(&self.key_tensors(None)),
+            self.dtype,
+            arguments(&self.pack(self.key_tensors(None))),
             argument(&self.input.log_w),
             argument(&self.input.v),
-            Some(argument(&kernel::into_contiguous(s0))),
+            argument(&kernel::into_contiguous(s0)),
             argument(y),
             argument(state),
             starts.map(argument),
         ));
     }
 
-    /// Scratch for sa and dsa, `[2, batch, time, heads, value]`, with sa in it.
-    fn replay(&self, starts: &CubeTensor) -> CubeTensor {
+    /// Scratch for sa and dsa, `[2, batch, time, heads, value]`, with sa in it; `keys` as packed.
+    fn replay(&self, keys: &[CubeTensor], starts: &CubeTensor) -> CubeTensor {
         let dims = self.input.v.shape().to_vec();
         let shape: Vec<usize> = std::iter::once(2).chain(dims).collect();
         let scratch = self.empty(shape.into());
         launched(gpu::replay(
             &self.input.r.client,
             self.dims,
-            DTYPE,
-            self.arguments(&self.key_tensors(None)),
+            self.dtype,
+            arguments(&keys[..keys.len().min(4)]),
             argument(&self.input.log_w),
             argument(&self.input.v),
             argument(starts),
@@ -238,38 +253,40 @@ impl Call {
         let contiguous = kernel::into_contiguous;
         let [dy, d_state] = [dy, d_state].map(contiguous);
         let read = read.map(|(x, dz)| (contiguous(x), contiguous(dz)));
-        let keys = self.key_tensors(read.as_ref().map(|(_, dz)| dz));
+        let keys = self.pack(self.key_tensors(read.as_ref().map(|(_, dz)| dz)));
         let mut values = vec![dy];
         values.extend(read.as_ref().map(|(x, _)| x.clone()));
+        let before_v = values.len();
+        values.push(self.input.v.clone());
+        let values = self.pack(values);
 
-        let scratch = self.replay(&starts);
-        let dv = self.values();
+        let scratch = self.replay(&keys, &starts);
+        let dv = self.empty(self.input.v.shape());
         let d_starts = self.empty(self.states(self.chunks() + 1));
         launched(gpu::backward(
             client,
             self.dims,
-            DTYPE,
+            self.dtype,
             read.is_some(),
-            self.arguments(&keys),
+            arguments(&keys),
             argument(&self.input.log_w),
-            self.arguments(&values),
-            Some(argument(&d_state)),
+            arguments(&values[..values.len().min(before_v)]),
+            argument(&d_state),
             argument(&dv),
             argument(&scratch),
             argument(&d_starts),
         ));
-        values.push(self.input.v.clone());
         let dims = self.input.k.shape();
         let shape: Vec<usize> = std::iter::once(5).chain(dims.to_vec()).collect();
         let d_keys = self.empty(shape.into());
         launched(gpu::gradient(
             client,
             self.dims,
-            DTYPE,
+            self.dtype,
             read.is_some(),
-            self.arguments(&keys),
+            arguments(&keys),
             argument(&self.input.log_w),
-            self.arguments(&values),
+            arguments(&values),
             argument(&scratch),
             argument(&starts),
             argument(&d_starts),
@@ -283,13 +300,14 @@ impl Call {
             let part = contiguous(kernel::slice(d_keys.clone(), &ranges));
             CubeBackend::float_reshape(part, dims.clone())
         };
+        let like_inputs = |x| kernel::cast(x, self.input.r.dtype());
         let gradients = TokenTensors {
-            r: part(0),
-            k: part(1),
-            a: part(2),
-            b: part(3),
+            r: like_inputs(part(0)),
+            k: like_inputs(part(1)),
+            a: like_inputs(part(2)),
+            b: like_inputs(part(3)),
             log_w: part(4),
-            v: dv,
+            v: like_inputs(dv),
         };
         let Dims {
             batch,
@@ -302,6 +320,10 @@ impl Call {
         let d_s0 = contiguous(kernel::slice(d_starts, &first));
         (gradients, CubeBackend::float_reshape(d_s0, d_state.shape()))
     }
+}
+
+fn arguments(tensors: &[CubeTensor]) -> Vec<TensorArg> {
+    tensors.iter().map(argument).collect()
 }
 
 fn argument(tensor: &CubeTensor) -> TensorArg {

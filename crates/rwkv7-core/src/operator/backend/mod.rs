@@ -8,7 +8,7 @@ mod flex;
 
 use burn::{
     backend::{Backend, Dispatch, ExtensionType, backend_extension, tensor::FloatTensor},
-    tensor::Tensor,
+    tensor::{DType, Tensor},
 };
 
 #[cfg(any(feature = "flex", feature = "gpu"))]
@@ -23,7 +23,8 @@ use crate::taps::Taps;
 #[cfg(feature = "gpu")]
 const CHUNK: usize = 16;
 
-/// The operator's inputs for each token, or their gradients; shapes as in [`Wkv7Input`](super::Wkv7Input), f32.
+/// The operator's inputs for each token, or their gradients; shapes as in [`Wkv7Input`](super::Wkv7Input). All are f32, or all
+/// but `log_w` are of one half-precision type that the device computes with.
 #[derive(Clone, Debug, ExtensionType)]
 #[extension_type(fusion: cfg(feature = "gpu"))]
 pub struct TokenTensors<B: Backend> {
@@ -112,6 +113,22 @@ pub(super) fn supports(input: &Wkv7Input) -> bool {
         #[allow(unreachable_patterns)]
         _ => false,
     }
+}
+
+/// The dtype in which the operation reads r, k, v, a and b of this call as they are, if that is half precision. The CPU widens
+/// them.
+pub(super) fn half(input: &Wkv7Input) -> Option<DType> {
+    let dtype = input.r.dtype();
+    let device = input.r.device();
+    let reads_half = match device.clone().inner().as_dispatch() {
+        #[cfg(feature = "gpu")]
+        DispatchDevice::Cube(_) => true,
+        #[allow(unreachable_patterns)]
+        _ => false,
+    };
+    let one_type = input.k.dtype() == dtype && input.v.dtype() == dtype;
+    let half = matches!(dtype, DType::F16 | DType::BF16);
+    (reads_half && half && one_type && device.supports_dtype(dtype)).then_some(dtype)
 }
 
 pub(super) fn wkv7(input: Wkv7Input, s0: Tensor<4>) -> (Tensor<4>, Tensor<4>) {

@@ -13,7 +13,7 @@ use super::{Dims, LaunchError, Plan, TILE};
 ///
 /// - `keys`: r, k, a, b `[batch, time, heads, key]` in `dtype`, or one `[4 or more, batch, time, heads, key]`
 /// - `log_w`: `[batch, time, heads, key]` f32; `v`: `[batch, time, heads, value]` in `dtype`
-/// - `s0`: `[batch, heads, value, key]` f32, zeros if absent
+/// - `s0`: `[batch, heads, value, key]` f32
 /// - out `y`: `[batch, time, heads, value]` in `dtype`; `state`: `[batch, heads, value, key]` f32
 /// - out `starts`: `[batch, heads, chunks, value, key]` f32, the state before each chunk, if wanted
 ///
@@ -27,7 +27,7 @@ pub fn forward(
     keys: Vec<TensorArg>,
     log_w: TensorArg,
     v: TensorArg,
-    s0: Option<TensorArg>,
+    s0: TensorArg,
     y: TensorArg,
     state: TensorArg,
     starts: Option<TensorArg>,
@@ -40,7 +40,7 @@ pub fn forward(
         list(keys),
         log_w.into_buffer_arg(),
         v.into_buffer_arg(),
-        s0.map(TensorArg::into_buffer_arg).into(),
+        s0.into_buffer_arg(),
         y.into_buffer_arg(),
         state.into_buffer_arg(),
         starts.map(TensorArg::into_buffer_arg).into(),
@@ -145,7 +145,7 @@ pub fn read(
 ///
 /// - `keys`: r, k, a, b and, with `read`, dz `[batch, time, heads, key]` in `dtype`, or one packed tensor of them
 /// - `values`: dy and, with `read`, x `[batch, time, heads, value]` in `dtype`, or one packed tensor that begins so
-/// - `d_state`: `[batch, heads, value, key]` f32, zeros if absent
+/// - `d_state`: `[batch, heads, value, key]` f32
 /// - out `dv`: `[batch, time, heads, value]` f32
 /// - out `scratch`: `[2, batch, time, heads, value]` f32, whose second half receives dsa
 /// - out `d_starts`: `[batch, heads, chunks + 1, value, key]` f32: the gradient of the state before each chunk, of which
@@ -162,7 +162,7 @@ pub fn backward(
     keys: Vec<TensorArg>,
     log_w: TensorArg,
     values: Vec<TensorArg>,
-    d_state: Option<TensorArg>,
+    d_state: TensorArg,
     dv: TensorArg,
     scratch: TensorArg,
     d_starts: TensorArg,
@@ -177,7 +177,7 @@ pub fn backward(
         list(keys),
         log_w.into_buffer_arg(),
         list(values),
-        d_state.map(TensorArg::into_buffer_arg).into(),
+        d_state.into_buffer_arg(),
         dv.into_buffer_arg(),
         scratch.into_buffer_arg(),
         d_starts.into_buffer_arg(),

@@ -66,7 +66,7 @@
 //! # Types
 //!
 //! r, k, v, a, b, dy, x, dz and the results y and z are in one dtype, f32, f16 or (not on WGSL or SPIR-V) bf16. `log_w`,
-//! states, scratch and all gradients are f32, and so is all arithmetic.
+//! states, scratch and the gradients that the kernels write are f32, and so is all arithmetic.
 
 mod columns;
 mod launch;

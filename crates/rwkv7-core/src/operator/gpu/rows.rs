@@ -71,15 +71,6 @@ fn write_row(
     }
 }
 
-/// Sets the row to zero.
-#[cube]
-fn clear_row(row: &mut Array<Quad<f32>>, #[comptime] plan: Plan) {
-    #[unroll]
-    for c in 0..comptime![plan.key / 4] {
-        row[c] = Quad::<f32>::new(0.0);
-    }
-}
-
 /// Adds `x` times the vector at `at` of the tile.
 #[cube]
 fn add(
@@ -177,7 +168,7 @@ pub(super) fn forward_kernel<F: Float>(
     keys: Sequence<Box<[Quad<F>]>>, // r, k, a, b: [batch, time, heads, key]
     log_w: &[Quad<f32>],            // [batch, time, heads, key]
     v: &[F],                        // [batch, time, heads, value]
-    s0: ComptimeOption<&[Quad<f32>]>, // [batch, heads, value, key]
+    s0: &[Quad<f32>],               // [batch, heads, value, key]
     y: &mut [F],                    // [batch, time, heads, value]
     state: &mut [Quad<f32>],        // [batch, heads, value, key]
     mut starts: ComptimeOption<&mut [Quad<f32>]>, // [batch, heads, chunks, value, key]
@@ -197,13 +188,7 @@ pub(super) fn forward_kernel<F: Float>(
     let i = CUBE_POS_Y as usize * plan.lanes + UNIT_POS_X as usize;
     let chunks = time.div_ceil(plan.chunk);
 
-    #[comptime]
-    match s0 {
-        ComptimeOption::Some(s0) => {
-            read_row(&mut row, s0, line * plan.value + i, plan);
-        }
-        ComptimeOption::None => clear_row(&mut row, plan),
-    }
+    read_row(&mut row, s0, line * plan.value + i, plan);
 
     let mut from = 0usize;
     while from < time {
@@ -300,7 +285,7 @@ pub(super) fn backward_kernel<F: Float>(
     keys: Sequence<Box<[Quad<F>]>>, // r, k, a, b, (dz): [batch, time, heads, key]
     log_w: &[Quad<f32>],            // [batch, time, heads, key]
     values: Sequence<Box<[F]>>,     // dy, (x): [batch, time, heads, value]
-    d_state: ComptimeOption<&[Quad<f32>]>, // [batch, heads, value, key]
+    d_state: &[Quad<f32>],          // [batch, heads, value, key]
     dv: &mut [f32],                 // [batch, time, heads, value]
     scratch: &mut [f32],            // [2, batch, time, heads, value]: sa, dsa
     d_starts: &mut [Quad<f32>],     // [batch, heads, chunks + 1, value, key]
@@ -321,13 +306,7 @@ pub(super) fn backward_kernel<F: Float>(
     let chunks = time.div_ceil(plan.chunk);
     let stride = CUBE_COUNT_X as usize * time * plan.value;
 
-    #[comptime]
-    match d_state {
-        ComptimeOption::Some(d_state) => {
-            read_row(&mut row, d_state, line * plan.value + i, plan);
-        }
-        ComptimeOption::None => clear_row(&mut row, plan),
-    }
+    read_row(&mut row, d_state, line * plan.value + i, plan);
     let first = line * (chunks + 1);
     write_row(&row, d_starts, (first + chunks) * plan.value + i, plan);
 
