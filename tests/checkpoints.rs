@@ -441,23 +441,39 @@ fn states_are_saved_and_fit_only_their_model() {
     let (first, second) = golden.tokens.split_at(20);
     let (_, state) = model.forward(row(first, &device), None);
     assert_eq!(state.num_values(), config.num_state_values());
-    state.save(&path).unwrap();
-    let loaded = model.zero_state(1, &device).load(&path).unwrap();
+    state.save(&path, &config).unwrap();
+    let zero = model.zero_state(1, &device);
+    let loaded = zero.load(&path, &config).unwrap();
     let (logits, _) = model.forward(row(second, &device), Some(loaded));
     assert!(difference(&values(logits), &golden.logits[20 * config.vocab_size..]) < 1e-4);
 
-    let (_, other) = load("tiny-a", &device);
-    let error = other
-        .zero_state(1, &device)
-        .load(&path)
-        .unwrap_err()
-        .to_string();
-    assert!(
-        error.contains("blocks.0.att.shift")
-            && error.contains("[1, 32]")
-            && error.contains("[1, 64]"),
-        "{error}"
-    );
+    let (other_config, other) = load("tiny-a", &device);
+    let other = other.zero_state(1, &device);
+    let refused = |path: &Path, parts: &[&str]| {
+        let error = other.load(path, &other_config).unwrap_err().to_string();
+        for part in parts {
+            assert!(error.contains(part), "{part} is not in {error}");
+        }
+    };
+    refused(&path, &["`n_embd` is 32, this model's is 64"]);
+
+    // Files that do not say of which model they are have to fit by name and shape.
+    let bytes = std::fs::read(&path).unwrap();
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    let silent = folder.path().join("silent.safetensors");
+    let save = |names: &str| {
+        let tensors = tensors.iter().filter(|(name, _)| name.contains(names));
+        safetensors::serialize_to_file(tensors, None, &silent).unwrap();
+    };
+    save("");
+    zero.load(&silent, &config).unwrap();
+    refused(&silent, &["blocks.0.att.shift", "[1, 32]", "[1, 64]"]);
+    save("att.shift");
+    let error = zero.load(&silent, &config).unwrap_err().to_string();
+    let layers = format!("holds {} layers of att.shift", config.n_layer);
+    for part in ["no tensor `blocks.0.att.wkv`", &layers] {
+        assert!(error.contains(part), "{part} is not in {error}");
+    }
 }
 
 /// A file of the size of the 0.1B model loads in seconds: it is read once and its initial values are never made.

@@ -17,7 +17,7 @@ use burn::{
     module::{Module, ModuleMapper, Param},
     tensor::{Device, Int, Tensor, TensorData},
 };
-use meta_state::{MetaStateConfig, MetaStateLm};
+use meta_state::{MetaStateConfig, MetaStateLm, Side};
 use rwkv7_core::{Products, Rwkv7, Rwkv7Config, Rwkv7Lm, checkpoint, layers::SecondHalf, loss};
 
 /// The GPU named by BURN_DEVICE, or the best one compiled in. None there is an error: a test that skips tests nothing.
@@ -60,7 +60,7 @@ fn rwkv7(device: &Device) -> Rwkv7Lm {
 }
 
 /// Two heads of 16 with Meta-State layers in which no weight is zero.
-fn meta_state(device: &Device) -> MetaStateLm {
+fn meta_state(half: MetaStateConfig, device: &Device) -> MetaStateLm {
     struct Shake;
     impl ModuleMapper for Shake {
         fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
@@ -76,7 +76,7 @@ fn meta_state(device: &Device) -> MetaStateLm {
         head_size: 16,
         ..Rwkv7Config::new(61, 2, 32)
     };
-    let config = base.with_second_half(MetaStateConfig::practical());
+    let config = base.with_second_half(half);
     config.init(device, 0).map(&mut Shake)
 }
 
@@ -107,6 +107,11 @@ fn results<M: SecondHalf>(model: Rwkv7<M>, device: &Device) -> [Vec<f32>; 3] {
 fn the_gpu_agrees_with_the_cpu() {
     let cpu = Device::flex();
     let gpu = gpu();
+    let practical = MetaStateConfig::practical;
+    let value_side = || MetaStateConfig {
+        side: Side::Value,
+        ..practical()
+    };
     for (model, found, expected) in [
         (
             "rwkv7",
@@ -115,8 +120,14 @@ fn the_gpu_agrees_with_the_cpu() {
         ),
         (
             "meta-state",
-            results(meta_state(&gpu), &gpu),
-            results(meta_state(&cpu), &cpu),
+            results(meta_state(practical(), &gpu), &gpu),
+            results(meta_state(practical(), &cpu), &cpu),
+        ),
+        // Which reads the states by `sse`.
+        (
+            "meta-state, the state's value side",
+            results(meta_state(value_side(), &gpu), &gpu),
+            results(meta_state(value_side(), &cpu), &cpu),
         ),
     ] {
         let parts = ["forward", "step", "gradient"];

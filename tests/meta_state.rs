@@ -6,8 +6,9 @@ mod place;
 use std::collections::BTreeMap;
 
 use burn::tensor::Device;
+use meta_state::MetaStateConfig;
 use place::{Place, golden, tensors, train};
-use rwkv7_core::checkpoint;
+use rwkv7_core::checkpoint::{self, Checkpoint};
 use safetensors::SafeTensors;
 
 const META_STATE: [&str; 2] = ["--set", "arch=meta-state"];
@@ -99,6 +100,11 @@ fn a_meta_state_model_trains_measures_itself_generates_and_converts() {
         error.contains("meta-state") && error.contains("rwkv7"),
         "{error}"
     );
+    // The official file does not say what it is.
+    let official = Checkpoint::open(golden("tiny-b.pth").as_ref()).unwrap();
+    let error = official.config::<MetaStateConfig>().unwrap_err();
+    let expected = "holds a model of architecture rwkv7, expected meta-state";
+    assert!(error.to_string().contains(expected), "{error}");
     place.fails(
         &[
             "generate",
@@ -124,14 +130,22 @@ fn a_meta_state_model_trains_measures_itself_generates_and_converts() {
         ],
         &[
             "s.safetensors",
-            "blocks.0.ffn.shift",
-            "another architecture",
+            "`architecture` is meta-state, this model's is rwkv7",
         ],
     );
     place.fails(
         &["convert", "run", "x.safetensors", "--arch", "rwkv7"],
         &["meta-state", "rwkv7"],
     );
+    // No layer is put in where none is left out.
+    let new_layer = ["--meta-state", "paper"];
+    let convert = ["convert", "run", "x.safetensors"];
+    place.fails(&[&convert[..], &new_layer].concat(), &["--arch"]);
+    place.fails(
+        &[&convert[..], &new_layer, &["--arch", "meta-state"]].concat(),
+        &["--meta-state", "keeps its layers"],
+    );
+    assert!(!place.path("x.safetensors").exists());
     place.fails(
         &["convert", "run", "x", "--format", "hf"],
         &["flash-linear-attention", "meta-state"],

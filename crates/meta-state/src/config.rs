@@ -32,7 +32,8 @@ pub enum Sse {
     State,
     /// The first n rows and columns of the state ("top-left submatrix"); z has n channels, and so has everything after it.
     TopLeft(usize),
-    /// `W_1 W_2 S` with learned `W_1 [N, r]`, `W_2 [r, N]` for each head: r combinations of the state's rows.
+    /// `W_1 W_2 S` with learned `W_1 [N, r]`, `W_2 [r, N]` for each head: r combinations of the state's rows (of its columns, read
+    /// along the key side).
     LowRank(usize),
     /// `W_in S` with one learned `W_in [N, N]` for all heads: the expansion of eq. 7, which a model that has not grown does without.
     Projected,
@@ -69,7 +70,7 @@ pub enum Removal {
 pub enum Scale {
     /// As it is.
     None,
-    /// Times a constant: the layer norm of eq. 4 undoes it but for its epsilon, which it makes larger by its sixth power.
+    /// Times a constant: the layer norm of eq. 4 undoes it but for its epsilon, which counts c⁻⁶ times as much.
     Constant(f64),
     /// z/|z|: every token weighs the same.
     L2,
@@ -153,12 +154,13 @@ impl SecondHalfConfig for MetaStateConfig {
     fn validate(&self, dims: &LayerDims) -> Result<(), ConfigError> {
         let size = dims.head_size;
         match self.sse {
-            Sse::TopLeft(n) if n == 0 || n > size => {
+            Sse::TopLeft(n) if n < 2 || n > size => {
                 return Err(ConfigError::field(
                     "second_half.sse.top-left",
                     n,
                     format!(
-                        "from 1 to the head size {size}, as the state of a head is [{size}, {size}]"
+                        "from 2 to the head size {size}, as the state of a head is [{size}, {size}] and the norm of a \
+                         single channel is 0"
                     ),
                 ));
             }

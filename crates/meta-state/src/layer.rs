@@ -262,7 +262,15 @@ impl SecondHalf for MetaState {
                 let shift = last_token(&h, &last, span);
                 (token_shift(h, last, x_k.val()), Some(shift))
             }
-            _ => (h, None),
+            (None, None) => (h, None),
+            (x_k, shift) => {
+                let has = |there| if there { "has" } else { "has no" };
+                panic!(
+                    "ms: the layer {} token shift, the state {} `ms.shift`: it is of another model",
+                    has(x_k.is_some()),
+                    has(shift.is_some())
+                );
+            }
         };
         let x = widen(x).reshape([batch, time, self.n_head, self.head_size]);
         let z = self.encode(x, trace, span);

@@ -218,9 +218,9 @@ pub struct Convert {
     /// Architecture to make of it: an RWKV-7 checkpoint becomes a Meta-State model with new layers at their initial values.
     #[arg(long, value_enum)]
     pub arch: Option<Arch>,
-    /// The Meta-State layer that --arch meta-state puts in: paper, practical or a JSON object of its fields.
-    #[arg(long, value_name = "NAME|JSON", default_value = "practical", value_parser = meta_state)]
-    pub meta_state: MetaStateConfig,
+    /// The Meta-State layer that --arch meta-state puts in: paper, practical (the default) or a JSON object of its fields.
+    #[arg(long, value_name = "NAME|JSON", value_parser = meta_state, requires = "arch")]
+    pub meta_state: Option<MetaStateConfig>,
 }
 
 /// How a model is grown.

@@ -326,7 +326,27 @@ impl Recipe {
             // Back and forth, so that a part that was given by its name can be changed further.
             recipe = serde_json::from_value(json).map_err(|error| wrong(error.to_string()))?;
         }
+        recipe.check_use(settings)?;
         Ok(recipe)
+    }
+
+    /// Refuses overrides of what the recipe does not look at.
+    fn check_use(&self, settings: &[String]) -> Result<(), RecipeError> {
+        for setting in settings {
+            let key = setting.split('=').next().unwrap_or_default();
+            let reason = if self.start.is_some() && (key == "arch" || key.starts_with("model.")) {
+                "the model in `start` has its own architecture and size; `grow` changes the size"
+            } else if key == "model.ffn_size" && self.arch == Some(Arch::MetaState) {
+                "a model of architecture meta-state has no feed-forward layer"
+            } else {
+                continue;
+            };
+            return Err(RecipeError::Override {
+                setting: setting.clone(),
+                reason: reason.into(),
+            });
+        }
+        Ok(())
     }
 
     /// The recipe as JSON, every key spelled out.

@@ -62,7 +62,7 @@ pub trait SecondHalfConfig:
     /// Number of values that one layer carries from token to token, for one sequence.
     fn num_state_values(&self, dims: &LayerDims) -> usize;
 
-    /// Builds layer `init.layer()` with its initial values.
+    /// Builds layer `init.layer()` with its initial values, for a configuration that [`validate`](Self::validate) accepts.
     fn init(&self, dims: &LayerDims, init: &crate::init::LayerInit) -> Self::Layer;
 }
 
@@ -288,13 +288,17 @@ impl<S: SecondHalfConfig> Rwkv7Config<S> {
         if self.embed_width == Some(0) {
             return Err(ConfigError::field("embed_width", 0, "at least 1"));
         }
+        if self.head_size < 2 {
+            let expected = "at least 2, as the norm of a single channel is 0";
+            return Err(ConfigError::field("head_size", self.head_size, expected));
+        }
         if let Some(prefix) = self.norm_prefix
-            && !(1..=self.head_size).contains(&prefix)
+            && !(2..=self.head_size).contains(&prefix)
         {
             return Err(ConfigError::field(
                 "norm_prefix",
                 prefix,
-                format!("from 1 to head_size = {}", self.head_size),
+                format!("from 2 to head_size = {}", self.head_size),
             ));
         }
         if !self.n_embd.is_multiple_of(self.head_size) {

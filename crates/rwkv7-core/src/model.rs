@@ -69,7 +69,14 @@ impl<S: SecondHalfConfig> Rwkv7Config<S> {
 
     /// Block `layer` (from 0) of such a model with its initial values, for models of your own. Block 0 normalises its input;
     /// the others read the value that it leaves.
+    ///
+    /// # Panics
+    ///
+    /// If [`validate`](Self::validate) refuses the configuration.
     pub fn init_block(&self, layer: usize, device: &Device, seed: u64) -> Block<S::Layer> {
+        if let Err(error) = self.validate() {
+            panic!("{error}");
+        }
         let dims = self.dims();
         let init = LayerInit::new(layer, &dims, device, seed);
         let norm = || init::layer_norm(self.n_embd, self.layer_norm_eps, device);

@@ -1,12 +1,14 @@
 //! The running state of a model: everything it remembers of the tokens it has read, constant in size.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{collections::BTreeSet, path::Path};
 
 use burn::tensor::{DType, Tensor, TensorData};
 
 use crate::{
-    checkpoint::{Checkpoint, CheckpointError},
-    layers::{ChannelMixState, TimeMixState},
+    Rwkv7Config,
+    checkpoint::{self, CheckpointError, Named},
+    config::SecondHalfConfig,
+    layers::{ChannelMixState, SecondHalf, TimeMixState},
 };
 
 /// State of a model whose second halves carry `S`: one entry a layer.
@@ -48,12 +50,22 @@ pub enum StateError {
     #[error(transparent)]
     File(#[from] CheckpointError),
     /// A tensor of the model's state is not in the file.
-    #[error("{file}: the state has no tensor `{name}`; it was saved by another architecture")]
+    #[error("{file}: the state has no tensor `{name}`, which this model needs; it holds {held}")]
     Missing {
         /// The file.
         file: String,
         /// The tensor.
         name: String,
+        /// What the file holds.
+        held: String,
+    },
+    /// The state of another model.
+    #[error("{file}: the state of another model:\n  {}", differences.join("\n  "))]
+    OtherModel {
+        /// The file.
+        file: String,
+        /// One line a field of the configuration.
+        differences: Vec<String>,
     },
     /// A tensor has another shape than the model's.
     #[error(
@@ -99,7 +111,24 @@ impl TensorWriter {
 pub struct TensorReader {
     file: String,
     prefix: String,
-    tensors: BTreeMap<String, TensorData>,
+    tensors: Named,
+    /// What the file holds, for messages.
+    held: String,
+}
+
+/// Such as "2 layers of att.shift, att.wkv, ffn.shift".
+fn held(tensors: &Named) -> String {
+    let parts = tensors.keys().filter_map(|name| {
+        let (layer, tensor) = name.strip_prefix("blocks.")?.split_once('.')?;
+        Some((layer, tensor))
+    });
+    let layers: BTreeSet<&str> = parts.clone().map(|(layer, _)| layer).collect();
+    let names: BTreeSet<&str> = parts.map(|(_, tensor)| tensor).collect();
+    if layers.is_empty() {
+        return "no layer's state".into();
+    }
+    let names: Vec<&str> = names.into_iter().collect();
+    format!("{} layers of {}", layers.len(), names.join(", "))
 }
 
 impl TensorReader {
@@ -120,6 +149,7 @@ impl TensorReader {
             .ok_or_else(|| StateError::Missing {
                 file: self.file.clone(),
                 name: name.clone(),
+                held: self.held.clone(),
             })?;
         if data.shape().as_slice() != like.dims() {
             return Err(StateError::Shape {
@@ -175,27 +205,46 @@ impl<S: StateTensors> State<S> {
         out.tensors
     }
 
-    /// Writes the state to a safetensors file; the file is complete or not there.
+    /// Writes the state to a safetensors file, which says of which model it is; the file is complete or not there.
     ///
     /// # Errors
     ///
     /// [`CheckpointError`] names the file and the cause.
-    pub fn save(&self, path: &Path) -> Result<(), CheckpointError> {
-        crate::checkpoint::save_named(path, self.named())
+    pub fn save<C: SecondHalfConfig>(
+        &self,
+        path: &Path,
+        config: &Rwkv7Config<C>,
+    ) -> Result<(), CheckpointError>
+    where
+        C::Layer: SecondHalf<State = S>,
+    {
+        checkpoint::save_named(path, self.named(), config)
     }
 
     /// A state of the shapes and on the devices of `self` (see [`Rwkv7::zero_state`](crate::Rwkv7::zero_state)), with the
-    /// values that [`save`](Self::save) wrote.
+    /// values that [`save`](Self::save) wrote. A file that does not say of which model it is has to fit by its shapes.
     ///
     /// # Errors
     ///
     /// [`StateError`] if the file cannot be read or is the state of another model.
-    pub fn load(&self, path: &Path) -> Result<Self, StateError> {
+    pub fn load<C: SecondHalfConfig>(
+        &self,
+        path: &Path,
+        config: &Rwkv7Config<C>,
+    ) -> Result<Self, StateError>
+    where
+        C::Layer: SecondHalf<State = S>,
+    {
         let file = path.display().to_string();
+        let (tensors, differences) = checkpoint::read_named(path, config)?;
+        if !differences.is_empty() {
+            return Err(StateError::OtherModel { file, differences });
+        }
         let mut from = TensorReader {
             file: file.clone(),
             prefix: String::new(),
-            tensors: Checkpoint::open(path)?.read_all()?,
+            held: held(&tensors),
+            tensors,
         };
         let mut layers = Vec::with_capacity(self.layers.len());
         for (i, layer) in self.layers.iter().enumerate() {

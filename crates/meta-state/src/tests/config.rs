@@ -96,6 +96,13 @@ fn options_that_make_no_layer_are_refused_with_the_reason() {
         ),
         (
             MetaStateConfig {
+                sse: Sse::TopLeft(1),
+                ..base()
+            },
+            "from 2",
+        ),
+        (
+            MetaStateConfig {
                 sse: Sse::TopLeft(0),
                 ..base()
             },
@@ -134,4 +141,15 @@ fn options_that_make_no_layer_are_refused_with_the_reason() {
         let error = small(&half).validate().unwrap_err().to_string();
         assert!(error.contains(named), "{error}");
     }
+}
+
+#[test]
+#[should_panic(expected = "no state is read")]
+fn a_block_of_ones_own_model_is_checked_too() {
+    let half = MetaStateConfig {
+        sse: Sse::Learned,
+        side: Side::Key,
+        ..MetaStateConfig::practical()
+    };
+    small(&half).init_block(1, &Device::default(), 0);
 }

@@ -179,7 +179,7 @@ fn shaken<M: Module>(module: M, size: f32, dtype: FloatDType) -> M {
             param.map(|x| {
                 let noise = normal(x.dims(), 1000 * self.count, &x.device()) * self.size;
                 let tracked = x.is_autodiff();
-                let x = (x + noise).cast(self.dtype).detach();
+                let x = (x.cast(FloatDType::F32) + noise).cast(self.dtype).detach();
                 x.set_require_grad(tracked)
             })
         }

@@ -1,6 +1,6 @@
 //! The whole model against itself: forward, step and any split; padding; causality; state files.
 
-use burn::tensor::Int;
+use burn::tensor::{DType, Int};
 use rwkv7_core::{State, loss, state::StateError};
 
 use super::*;
@@ -125,47 +125,160 @@ fn padding_changes_nobodys_result() {
     }
 }
 
+/// Alone, with a state carried in, and in a ragged batch, whose other rows do not change at all.
 #[test]
 fn a_later_token_changes_no_earlier_logit() {
     let device = Device::default();
+    let at = 13;
     let mut changed = TOKENS;
-    changed[13] = 0;
+    changed[at] = 0;
     for (name, half) in variants() {
         let model = model(&half, &device);
-        let before = values(model.forward(row(&TOKENS, &device), None).0);
-        let after = values(model.forward(row(&changed, &device), None).0);
-        assert_eq!(before[..13 * VOCAB], after[..13 * VOCAB], "{name}");
-        assert_ne!(
-            before[13 * VOCAB..14 * VOCAB],
-            after[13 * VOCAB..14 * VOCAB],
-            "{name}"
-        );
+        let (_, carried) = model.forward(row(&[2, 7, 1], &device), None);
+        for start in [None, Some(carried)] {
+            let logits = |tokens| values(model.forward(row(tokens, &device), start.clone()).0);
+            let (before, after) = (logits(&TOKENS), logits(&changed));
+            assert_eq!(before[..at * VOCAB], after[..at * VOCAB], "{name}");
+            let now = at * VOCAB..(at + 1) * VOCAB;
+            assert_ne!(before[now.clone()], after[now], "{name}");
+        }
+        let ragged = |second: &[i32]| {
+            let rows = [&TOKENS[..], second].concat();
+            let tokens = Tensor::from_data(TensorData::new(rows, [2, TOKENS.len()]), &device);
+            let (logits, _) = model.forward_ragged(tokens, &[TOKENS.len(), 17], None);
+            values(logits)
+        };
+        let (before, after) = (ragged(&TOKENS), ragged(&changed));
+        let same = (TOKENS.len() + at) * VOCAB;
+        assert_eq!(before[..same], after[..same], "{name}");
+        let now = same..same + VOCAB;
+        assert_ne!(before[now.clone()], after[now], "{name}");
     }
 }
+
+/// How much of a gradient each token's embedding has.
+fn embedding_gradients(model: &MetaStateLm, loss: Tensor<1>) -> Vec<f32> {
+    let grads = loss.backward();
+    let grad = values(model.emb.weight.val().grad(&grads).unwrap());
+    let sum = |row: &[f32]| row.iter().map(|x| x.abs()).sum();
+    grad.chunks(16).map(sum).collect()
+}
+
+/// Every id once, so that an id's gradient is that of its place.
+const ASCENDING: [i32; 20] = [
+    1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20,
+];
 
 /// The loss of the first tokens gives no gradient to the embedding of a token that comes later.
 #[test]
 fn no_gradient_flows_to_a_later_token() {
     let device = Device::default().autodiff();
-    let tokens = [
-        1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20,
-    ];
     for (name, half) in variants() {
         let model = model(&half, &device);
-        let (logits, _) = model.forward(row(&tokens, &device), None);
+        let (logits, _) = model.forward(row(&ASCENDING, &device), None);
         let early = logits.narrow(1, 0, 12);
-        let loss = loss::cross_entropy(early, row(&tokens[1..13], &device), None);
-        let grads = loss.backward();
-        let grad = values(model.emb.weight.val().grad(&grads).unwrap());
-        let of = |id: usize| {
-            grad[id * 16..(id + 1) * 16]
-                .iter()
-                .map(|x| x.abs())
-                .sum::<f32>()
-        };
-        assert!((1..=12).all(|id| of(id) > 0.0), "{name}");
-        assert!((13..=20).all(|id| of(id) == 0.0), "{name}");
+        let loss = loss::cross_entropy(early, row(&ASCENDING[1..13], &device), None);
+        let of = embedding_gradients(&model, loss);
+        assert!((1..=12).all(|id| of[id] > 0.0), "{name}");
+        assert!((13..=20).all(|id| of[id] == 0.0), "{name}");
     }
+}
+
+/// A ragged row's loss gives none to padding and none to other rows.
+#[test]
+fn no_gradient_flows_to_padding_or_to_another_row() {
+    let device = Device::default().autodiff();
+    for (name, half) in variants() {
+        let model = model(&half, &device);
+        // Row 0 is 11..=20; row 1 is 1..=6 and padding of 28.
+        let rows = [&ASCENDING[10..], &ASCENDING[..6], &[28; 4]].concat();
+        let tokens = Tensor::from_data(TensorData::new(rows, [2, 10]), &device);
+        let (logits, state) = model.forward_ragged(tokens, &[10, 6], None);
+        let mine = logits.slice([1..2, 0..6, 0..VOCAB]);
+        let last = state.layers[2].second.ms.clone().narrow(0, 1, 1);
+        let loss = loss::cross_entropy(mine, row(&ASCENDING[1..7], &device), None) + last.sum();
+        let of = embedding_gradients(&model, loss);
+        assert!((1..=6).all(|id| of[id] > 0.0), "{name}");
+        assert!((11..=20).all(|id| of[id] == 0.0), "{name}");
+        assert_eq!(of[28], 0.0, "{name}");
+    }
+}
+
+/// Through a state that is carried over, and not through one that was detached.
+#[test]
+fn gradients_flow_through_a_carried_state_until_it_is_detached() {
+    let device = Device::default().autodiff();
+    for (name, half) in variants() {
+        let model = model(&half, &device);
+        for detached in [false, true] {
+            let (_, state) = model.forward(row(&ASCENDING[..10], &device), None);
+            let state = if detached { state.detach() } else { state };
+            let (logits, _) = model.forward(row(&ASCENDING[10..], &device), Some(state));
+            let targets = row(&ASCENDING[..10], &device);
+            let of = embedding_gradients(&model, loss::cross_entropy(logits, targets, None));
+            assert!((11..=20).all(|id| of[id] > 0.0), "{name}");
+            assert!((1..=10).all(|id| (of[id] == 0.0) == detached), "{name}");
+        }
+    }
+}
+
+/// Training step by step is training on the whole sequence.
+#[test]
+fn gradients_through_steps_are_those_of_forward() {
+    let device = Device::default().autodiff();
+    for (name, half) in variants() {
+        let model = model(&half, &device);
+        let target = |id: i32| row(&[id + 1], &device);
+        let (logits, _) = model.forward(row(&ASCENDING, &device), None);
+        let targets: Vec<i32> = ASCENDING.iter().map(|id| id + 1).collect();
+        let whole = loss::cross_entropy(logits, row(&targets, &device), None);
+        let expected = embedding_gradients(&model, whole);
+
+        let mut state = model.zero_state(1, &device);
+        let mut sum = Tensor::zeros([1], &device);
+        for id in ASCENDING {
+            let (logits, next) = model.step(Tensor::from_data([id], &device), state);
+            state = next;
+            sum = sum + loss::cross_entropy(logits.unsqueeze_dim(1), target(id), None);
+        }
+        let found = embedding_gradients(&model, sum / ASCENDING.len() as f32);
+        let d = difference(&found, &expected);
+        assert!(d < 1e-3, "{name}: {d:e}");
+    }
+}
+
+/// Half-precision parameters: what the layer computes with the state stays f32.
+#[test]
+fn a_model_in_half_precision_keeps_its_state_in_f32() {
+    let device = Device::default();
+    for (name, half) in variants() {
+        let coarse = shaken(small(&half).init(&device, 0), 0.2, FloatDType::BF16);
+        // The same values in f32.
+        let exact = shaken(coarse.clone(), 0.0, FloatDType::F32);
+        let (found, state) = coarse.forward(row(&TOKENS, &device), None);
+        let (expected, _) = exact.forward(row(&TOKENS, &device), None);
+        assert_eq!(found.dtype(), DType::BF16, "{name}");
+        for layer in &state.layers {
+            assert_eq!(layer.att.wkv.dtype(), DType::F32, "{name}");
+            assert_eq!(layer.second.ms.dtype(), DType::F32, "{name}");
+        }
+        // Weights of 8 bits, under a layer norm that is steep.
+        let d = difference(&values(found.cast(FloatDType::F32)), &values(expected));
+        assert!(d < 0.3, "{name}: {d:e}");
+    }
+}
+
+#[test]
+#[should_panic(expected = "the layer has token shift, the state has no `ms.shift`")]
+fn a_state_without_the_layers_shift_is_refused() {
+    let device = Device::default();
+    let half = MetaStateConfig::practical();
+    let shifted = MetaStateConfig {
+        token_shift: true,
+        ..half.clone()
+    };
+    let state = model(&half, &device).zero_state(1, &device);
+    model(&shifted, &device).forward(row(&TOKENS, &device), Some(state));
 }
 
 #[test]
@@ -214,36 +327,36 @@ fn a_state_is_saved_and_another_models_state_is_refused() {
     };
     let mine = model(&half, &device);
     let (_, state) = mine.forward(row(&TOKENS, &device), None);
-    state.save(&file).unwrap();
-    let again = mine.zero_state(1, &device).load(&file).unwrap();
-    assert_same_state(&again, &state, "loaded");
+    state.save(&file, &small(&half)).unwrap();
+    let again = mine.zero_state(1, &device).load(&file, &small(&half));
+    assert_same_state(&again.unwrap(), &state, "loaded");
 
     let refused = |half: &MetaStateConfig| -> StateError {
-        let other = model(half, &device);
-        other.zero_state(1, &device).load(&file).unwrap_err()
+        let config = small(half);
+        let other = config.init(&device, 0).zero_state(1, &device);
+        other.load(&file, &config).unwrap_err()
     };
-    let error = refused(&MetaStateConfig::practical()).to_string();
-    assert!(error.contains("blocks.0.ms.shift"), "{error}");
-    let smaller = MetaStateConfig {
-        sse: Sse::TopLeft(5),
+    // Of the same shapes.
+    let literal = MetaStateConfig {
         token_shift: true,
-        ..MetaStateConfig::practical()
+        ..MetaStateConfig::paper()
     };
-    let error = refused(&smaller).to_string();
-    assert!(
-        error.contains("[1, 2, 8, 8]") && error.contains("[1, 2, 5, 5]"),
-        "{error}"
-    );
+    let error = refused(&literal).to_string();
+    for named in [r#""side":"key""#, r#""side":"value""#, "second_half"] {
+        assert!(error.contains(named), "{error}");
+    }
+    let error = refused(&MetaStateConfig::practical()).to_string();
+    assert!(error.contains("token_shift"), "{error}");
     let rwkv7 = Rwkv7Config {
         head_size: 8,
         ..Rwkv7Config::new(VOCAB, 3, 16)
     };
-    let error = rwkv7
-        .init(&device, 0)
-        .zero_state(1, &device)
-        .load(&file)
-        .unwrap_err();
-    assert!(error.to_string().contains("ffn.shift"), "{error}");
+    let state = rwkv7.init(&device, 0).zero_state(1, &device);
+    let error = state.load(&file, &rwkv7).unwrap_err().to_string();
+    assert!(
+        error.contains("`architecture` is meta-state, this model's is rwkv7"),
+        "{error}"
+    );
 }
 
 /// AdamW with gradients of zero changes only what has weight decay.

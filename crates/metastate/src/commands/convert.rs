@@ -23,6 +23,16 @@ struct NoSuchConversion {
     to: &'static str,
 }
 
+/// A layer for a model that gets no new one.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "--meta-state: {input} stays a model of architecture {architecture} and keeps its layers; only rwkv7 -> meta-state puts in new ones"
+)]
+struct NoNewLayers {
+    input: String,
+    architecture: &'static str,
+}
+
 /// Converts a checkpoint file.
 pub fn run(args: cli::Convert) -> Outcome {
     let source = Source::find(&args.input)?;
@@ -38,27 +48,35 @@ pub fn run(args: cli::Convert) -> Outcome {
         cli::Dtype::Bf16 => DType::BF16,
     });
     let config = ModelConfig::of(&checkpoint)?;
-    let replaced =
-        match (&config, args.arch) {
-            (_, None)
-            | (ModelConfig::Rwkv7(_), Some(Arch::Rwkv7))
-            | (ModelConfig::MetaState(_), Some(Arch::MetaState)) => {
-                for_architecture!(ModelConfig, &config, config => {
-                    checkpoint.save(config, &args.output, format, dtype)?;
-                });
-                Replaced::default()
-            }
-            (ModelConfig::Rwkv7(config), Some(Arch::MetaState)) => checkpoint
-                .save_with_second_half(config, args.meta_state, &args.output, format, dtype)?,
-            (ModelConfig::MetaState(_), Some(Arch::Rwkv7)) => {
-                return Err(NoSuchConversion {
+    let replaced = match (&config, args.arch) {
+        (ModelConfig::Rwkv7(config), Some(Arch::MetaState)) => {
+            let layer = args.meta_state.unwrap_or_default();
+            checkpoint.save_with_second_half(config, layer, &args.output, format, dtype)?
+        }
+        (_, None)
+        | (ModelConfig::Rwkv7(_), Some(Arch::Rwkv7))
+        | (ModelConfig::MetaState(_), Some(Arch::MetaState)) => {
+            if args.meta_state.is_some() {
+                return Err(NoNewLayers {
                     input: source.to_string(),
-                    from: config.architecture(),
-                    to: "rwkv7",
+                    architecture: config.architecture(),
                 }
                 .into());
             }
-        };
+            for_architecture!(ModelConfig, &config, config => {
+                checkpoint.save(config, &args.output, format, dtype)?;
+            });
+            Replaced::default()
+        }
+        (ModelConfig::MetaState(_), Some(Arch::Rwkv7)) => {
+            return Err(NoSuchConversion {
+                input: source.to_string(),
+                from: config.architecture(),
+                to: "rwkv7",
+            }
+            .into());
+        }
+    };
     let tensors = checkpoint.len() - replaced.dropped.len() + replaced.added.len();
     let object = json!({
         "input": args.input, "output": args.output, "tensors": tensors,

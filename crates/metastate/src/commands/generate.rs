@@ -63,7 +63,7 @@ fn generate<S: SecondHalfConfig>(
 
     let mut state = model.network.zero_state(1, device);
     if let Some(path) = &args.state_in {
-        state = state.load(path)?;
+        state = state.load(path, &model.config)?;
     }
     // Training text has an end of text before every document; a model that starts from nothing should see one.
     let mut prompt = tokenizer.encode(&args.prompt)?;
@@ -122,7 +122,7 @@ fn generate<S: SecondHalfConfig>(
     drop(out);
 
     if let Some(path) = &args.state_out {
-        state.save(path)?;
+        state.save(path, &model.config)?;
     }
     let speed = count as f64 / seconds.max(1e-9);
     if args.json {

@@ -131,7 +131,10 @@ fn grow<S: Growable>(
     }
     let device = device::open(args.on.device.as_deref())?;
     let state = match &args.state_in {
-        Some(path) => Some(from.init(&device, 0).zero_state(1, &device).load(path)?),
+        Some(path) => {
+            let zero = from.init(&device, 0).zero_state(1, &device);
+            Some(zero.load(path, from)?)
+        }
         None => None,
     };
     let mut difference = None;
@@ -158,7 +161,7 @@ fn grow<S: Growable>(
         source,
     })?;
     if let (Some(state), Some(path)) = (state, &args.state_out) {
-        plan.grow_state(state).save(path)?;
+        plan.grow_state(state).save(path, &plan.to)?;
     }
     let parameters = [from.num_params(), plan.to.num_params()];
     let object = json!({

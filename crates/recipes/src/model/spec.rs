@@ -87,6 +87,13 @@ impl ModelSpec {
         };
         let arch = arch.or(preset.as_ref().map(ModelConfig::arch));
         let config = match arch.unwrap_or(Arch::Rwkv7) {
+            Arch::Rwkv7 if self.meta_state.is_some() => {
+                return Err(ConfigError::field(
+                    "model.meta_state",
+                    "given",
+                    "none, as the model is of architecture rwkv7; `arch=meta-state` makes it one with that layer",
+                ));
+            }
             Arch::Rwkv7 => {
                 let preset = match &preset {
                     Some(ModelConfig::Rwkv7(preset)) if preset.n_embd == n_embd => {

@@ -55,7 +55,7 @@ use crate::{
     evaluate::{self, ReverseReport, TextReport},
     for_architecture,
     model::ModelConfig,
-    recipe::{Recipe, Task},
+    recipe::{Recipe, RecipeError, Task},
     zoo::Source,
 };
 
@@ -173,6 +173,13 @@ fn fit<S: Growable>(
     device: &Device,
     options: Options,
 ) -> Result<Report, TrainError> {
+    if recipe.diagnostics && S::Layer::MEASUREMENTS.is_empty() {
+        return Err(TrainError::Recipe(RecipeError::Value {
+            key: "diagnostics",
+            found: "true".into(),
+            expected: "false for this architecture, whose layers measure nothing of themselves",
+        }));
+    }
     let folder = out.join("checkpoints");
     let done = folder::check(recipe, out, &folder, options.resume)?;
     let data = prepare(recipe, tokenizer)?;

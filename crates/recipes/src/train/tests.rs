@@ -23,11 +23,12 @@ fn recipe(more: &[&str]) -> Recipe {
         "learning_rate.warmup_steps=2",
         "keep_checkpoints=4",
     ];
-    let settings: Vec<String> = small.iter().chain(more).map(|s| s.to_string()).collect();
-    Recipe::load("reverse")
-        .unwrap()
-        .with_overrides(&settings)
-        .unwrap()
+    let mut recipe = Recipe::load("reverse").unwrap();
+    for settings in [&small[..], more] {
+        let settings: Vec<String> = settings.iter().map(ToString::to_string).collect();
+        recipe = recipe.with_overrides(&settings).unwrap();
+    }
+    recipe
 }
 
 fn run(recipe: &Recipe, out: &Path, resume: bool) -> Result<Report, TrainError> {
@@ -214,7 +215,7 @@ fn a_model_grows_while_it_is_trained() {
         let [whole, parts] = ["whole", "parts"].map(|name| folder.path().join(name));
         let recipe = recipe(&[
             &format!("arch={arch}"),
-            "diagnostics=true",
+            &format!("diagnostics={}", arch == "meta-state"),
             r#"grow=[{"after":3,"to":{"n_embd":48,"ffn_size":160}},{"after":9,"to":{"n_layer":2},"warmup_steps":2}]"#,
         ]);
         let report = run(&recipe, &whole, false).unwrap();
@@ -382,6 +383,40 @@ fn growths_that_cannot_be_are_refused_before_anything_is_written() {
     refused(&["start=150m-rwkv7"], &["150m-rwkv7", "without weights"]);
     refused(&["start=nowhere"], &["nowhere"]);
     refused(&["scale_down=3"], &["scale_down", "divisor"]);
+}
+
+/// What would be without effect.
+#[test]
+fn settings_of_another_architecture_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    let refused = |settings: &[&str]| {
+        let error = run(&recipe(settings), &out, false).unwrap_err().to_string();
+        assert!(!out.exists());
+        error
+    };
+    let error = refused(&["model.meta_state=paper"]);
+    for part in ["model.meta_state", "rwkv7", "arch=meta-state"] {
+        assert!(error.contains(part), "{error}");
+    }
+    let error = refused(&["diagnostics=true"]);
+    assert!(error.contains("`diagnostics` is true"), "{error}");
+
+    let overrides = |settings: &[&str]| {
+        let settings: Vec<String> = settings.iter().map(ToString::to_string).collect();
+        Recipe::default()
+            .with_overrides(&settings)
+            .unwrap_err()
+            .to_string()
+    };
+    let error = overrides(&["model.ffn_size=9", "arch=meta-state"]);
+    for part in ["--set model.ffn_size=9", "meta-state", "no feed-forward"] {
+        assert!(error.contains(part), "{error}");
+    }
+    let error = overrides(&["start=reverse-rwkv7", "model.n_layer=9"]);
+    for part in ["--set model.n_layer=9", "`start`", "`grow`"] {
+        assert!(error.contains(part), "{error}");
+    }
 }
 
 #[test]

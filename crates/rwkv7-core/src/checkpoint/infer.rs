@@ -4,9 +4,31 @@ use std::{collections::BTreeMap, path::Path};
 
 use burn_store::burn_pack::Tensor as PackTensor;
 
-use crate::{Rwkv7Config, config::SecondHalfConfig};
+use crate::{
+    Rwkv7Config,
+    config::SecondHalfConfig,
+    layers::{ChannelMix, ChannelMixConfig, SecondHalf},
+};
 
 use super::{CheckpointError, read::About};
+
+/// Whose second halves the tensors have where they have others than `S`: the architecture, or how their names begin.
+pub fn other_architecture<S: SecondHalfConfig>(tensors: &[PackTensor]) -> Option<String> {
+    let mut others = Vec::new();
+    for tensor in tensors {
+        let part = tensor.name.strip_prefix("blocks.0.");
+        match part.and_then(|part| part.split_once('.')) {
+            Some((name, _)) if name == S::Layer::NAME => return None,
+            Some(("att" | "ln0" | "ln1" | "ln2" | "lift", _)) | None => {}
+            Some((name, _)) => others.push(name),
+        }
+    }
+    let name = others.first()?;
+    if *name == ChannelMix::NAME {
+        return Some(ChannelMixConfig::ARCHITECTURE.into());
+    }
+    Some(format!("with layers `blocks.0.{name}.…`"))
+}
 
 /// The configuration of the model that these official tensors make up; `about` is what the file says. Epsilons, which no
 /// tensor shows, are RWKV-7's where it does not.

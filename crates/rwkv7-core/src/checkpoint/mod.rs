@@ -27,7 +27,7 @@ mod second_half;
 mod write;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -183,16 +183,19 @@ impl Checkpoint {
     /// [`CheckpointError::Architecture`] if the model is of another architecture, [`CheckpointError::Tensors`] lists what is
     /// missing.
     pub fn config<S: SecondHalfConfig>(&self) -> Result<Rwkv7Config<S>, CheckpointError> {
-        if let Some(found) = self.architecture()
-            && found != S::ARCHITECTURE
-        {
-            return Err(CheckpointError::Architecture {
+        let tensors = self.named_for::<S>();
+        let found = match self.architecture() {
+            Some(found) => (found != S::ARCHITECTURE).then(|| found.to_string()),
+            None => infer::other_architecture::<S>(&tensors),
+        };
+        match found {
+            Some(found) => Err(CheckpointError::Architecture {
                 path: self.path.clone(),
-                found: found.into(),
+                found,
                 expected: S::ARCHITECTURE.into(),
-            });
+            }),
+            None => infer::config(&self.path, &tensors, self.about.as_ref()),
         }
-        infer::config(&self.path, &self.named_for::<S>(), self.about.as_ref())
     }
 
     /// The tensors of a model of this architecture under their official names; they are read when they are needed.
@@ -292,14 +295,30 @@ impl Checkpoint {
     }
 }
 
-/// Writes tensors that are no model, such as a running state, to a safetensors file.
-pub(crate) fn save_named(
+/// Tensors that are no model, such as a running state, by name.
+pub(crate) type Named = BTreeMap<String, TensorData>;
+
+/// Writes such tensors to a safetensors file that says which model they belong to.
+pub(crate) fn save_named<S: SecondHalfConfig>(
     path: &Path,
     tensors: Vec<(String, TensorData)>,
+    config: &Rwkv7Config<S>,
 ) -> Result<(), CheckpointError> {
     let tensors: Vec<PackTensor> = tensors
         .into_iter()
         .map(|(name, data)| bridge::from_data(data, name, None))
         .collect();
-    write::safetensors(path, &tensors, HashMap::new())
+    write::safetensors(path, &tensors, Some(config_json(config).to_string()))
+}
+
+/// Such tensors, and how the model that the file says they belong to differs from this one.
+pub(crate) fn read_named<S: SecondHalfConfig>(
+    path: &Path,
+    config: &Rwkv7Config<S>,
+) -> Result<(Named, Vec<String>), CheckpointError> {
+    let opened = read::open(path)?;
+    let about = opened.about.as_ref();
+    let differences = about.map(|about| about.differences(&About::new(config)));
+    let differences = differences.unwrap_or_default();
+    Ok((Checkpoint::new(path, opened)?.read_all()?, differences))
 }

@@ -1,7 +1,6 @@
 //! Between checkpoint files and models.
 
 use std::{
-    collections::HashMap,
     path::Path,
     sync::{Arc, Mutex, PoisonError},
 };
@@ -18,11 +17,7 @@ use crate::{
     layers::{ChannelMix, SecondHalf},
 };
 
-use super::{
-    Checkpoint, CheckpointError, Format, fla, names,
-    read::{About, CONFIG},
-    write,
-};
+use super::{Checkpoint, CheckpointError, Format, fla, names, read::About, write};
 
 /// Loads an RWKV-7 model with f32 parameters from a checkpoint of any format.
 ///
@@ -213,10 +208,7 @@ pub(super) fn write<S: SecondHalfConfig>(
         .collect();
     let about = config_json(config).to_string();
     match format {
-        Format::Official => {
-            let metadata = HashMap::from([(CONFIG.to_string(), about)]);
-            write::safetensors(path, &tensors, metadata)
-        }
+        Format::Official => write::safetensors(path, &tensors, Some(about)),
         Format::Burn => write::burnpack(path, names::to_burn(tensors), &about),
         Format::Fla
             if S::Layer::NAME != ChannelMix::NAME
@@ -235,7 +227,7 @@ pub(super) fn write<S: SecondHalfConfig>(
             };
             std::fs::create_dir_all(path).map_err(failed)?;
             let tensors = names::to_fla(tensors);
-            write::safetensors(&path.join("model.safetensors"), &tensors, HashMap::new())?;
+            write::safetensors(&path.join("model.safetensors"), &tensors, None)?;
             let json = serde_json::to_vec_pretty(&fla::config(config, &tensors))
                 .map_err(|e| failed(e.into()))?;
             crate::atomic::write(&path.join("config.json"), |out| {

@@ -59,6 +59,25 @@ impl About {
         }
     }
 
+    /// What of a model's running state another model would take for something else, one line a field.
+    pub fn differences(&self, model: &Self) -> Vec<String> {
+        let difference = |field: &str, found: &str, expected: &str| {
+            format!("`{field}` is {found}, this model's is {expected}")
+        };
+        if self.architecture != model.architecture {
+            let (found, expected) = (&self.architecture, &model.architecture);
+            return vec![difference("architecture", found, expected)];
+        }
+        ["n_layer", "n_embd", "head_size", "second_half"]
+            .into_iter()
+            .map(|field| (field, &self.config[field], &model.config[field]))
+            .filter(|(_, found, expected)| found != expected)
+            .map(|(field, found, expected)| {
+                difference(field, &found.to_string(), &expected.to_string())
+            })
+            .collect()
+    }
+
     /// From the `config.json` in the file's folder, or, for a checkpoint of a training run, in the run's two folders above;
     /// none where there is no such file or it is another program's.
     pub fn beside(path: &Path) -> Option<Self> {

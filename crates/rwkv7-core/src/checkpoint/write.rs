@@ -33,11 +33,11 @@ pub(super) fn cast(tensor: PackTensor, dtype: Option<DType>) -> PackTensor {
     }
 }
 
-/// Writes a safetensors file with these metadata and a checksum of every tensor.
+/// Writes a safetensors file with what is said of its model and a checksum of every tensor.
 pub(super) fn safetensors(
     path: &Path,
     tensors: &[PackTensor],
-    mut metadata: HashMap<String, String>,
+    about: Option<String>,
 ) -> Result<(), CheckpointError> {
     let failed = |source| CheckpointError::Write {
         path: path.to_path_buf(),
@@ -51,8 +51,11 @@ pub(super) fn safetensors(
         checksums.insert(tensor.name.clone(), crc32fast::hash(&bytes));
     }
     let checksums = serde_json::to_string(&checksums).map_err(|e| failed(e.into()))?;
-    metadata.insert(CHECKSUMS.into(), checksums);
-    metadata.insert("format".into(), "pt".into());
+    let mut metadata = HashMap::from([
+        (CHECKSUMS.to_string(), checksums),
+        ("format".to_string(), "pt".to_string()),
+    ]);
+    metadata.extend(about.map(|about| (CONFIG.to_string(), about)));
 
     let problem = Mutex::new(None);
     let views = tensors
