@@ -7,7 +7,10 @@ use std::io::Write;
 
 use burn::{
     optim::GradientsParams,
-    tensor::{Int, activation::sigmoid},
+    tensor::{
+        Int,
+        activation::{relu, sigmoid},
+    },
 };
 use rwkv7_core::{
     Products,
@@ -15,7 +18,7 @@ use rwkv7_core::{
     init::LayerInit,
     layers::{SecondHalf, Span, TimeMixTrace, head_norm},
     loss,
-    operator::{Wkv7Input, wkv7_traced},
+    operator::{Wkv7Input, sse, wkv7, wkv7_traced},
     optimizer::OptimizerConfig,
 };
 
@@ -157,6 +160,42 @@ fn rank_collapse_is_that_of_the_reference_and_options_lift_it() {
     assert!((own - 28.9).abs() < 1.0, "own removal key: {own}");
     let centered = measured(&centered)[0];
     assert!((centered - 18.4).abs() < 2.0, "centred: {centered}");
+}
+
+/// z and the layer norm of what is read of ms, `[1, time, 1, SIZE]`, from the operators alone.
+fn encoded_and_normal(head: &Head) -> (Tensor<4>, Tensor<4>) {
+    let zero = || Tensor::zeros([1, 1, SIZE, SIZE], &Device::default());
+    let (_, _, states) = wkv7_traced(head.input.clone(), zero());
+    let x = head.x.clone().reshape(head.input.v.shape());
+    let z = relu(sse(x, &states));
+    let evolution = Wkv7Input {
+        r: z.clone(),
+        k: z.clone(),
+        v: z.clone(),
+        ..head.input.clone()
+    };
+    (z, head_norm(wkv7(evolution, zero()).0, None, 1e-5))
+}
+
+#[test]
+fn z_has_the_size_of_the_reference() {
+    for (key_size, shift, expected) in [(0.1, 0.0, 1.4), (1.0, 0.0, 14.0), (1.0, -4.0, 21.0)] {
+        let (z, _) = encoded_and_normal(&Head::random(4096, key_size, shift));
+        let last = z.narrow(1, 2048, 2048);
+        let found = last.square().mean().sqrt().into_scalar::<f32>();
+        let ratio = f64::from(found) / expected;
+        assert!(ratio < 1.15 && ratio > 1.0 / 1.15, "{found} for {expected}");
+    }
+}
+
+/// What is read of ms is nearly the same at every token.
+#[test]
+fn most_of_what_is_read_is_constant_in_time() {
+    let (_, normal) = encoded_and_normal(&Head::random(2048, 1.0, 0.0));
+    let normal = normal.narrow(1, 64, 1984);
+    let energy = |x: Tensor<4>| x.square().sum_dim(3).mean().into_scalar::<f32>();
+    let constant = energy(normal.clone().mean_dim(1)) / energy(normal);
+    assert!((constant - 0.86).abs() < 0.03, "{constant}");
 }
 
 #[test]
