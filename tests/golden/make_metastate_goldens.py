@@ -37,8 +37,8 @@ MODEL = dict(vocab_size=13, n_layer=2, n_embd=16, head_size=8,
 V, L, C, N = (MODEL[name] for name in ("vocab_size", "n_layer", "n_embd", "head_size"))
 H = C // N
 
-PRACTICAL = {"oms": "per-head", "sse": "state", "side": "value", "removal": "time-mix", "center": False,
-             "scale": "none", "token_shift": False, "norm_affine": False, "detach_decay": False, "norm_eps": 1e-5}
+PER_HEAD = {"oms": "per-head", "sse": "state", "side": "value", "removal": "time-mix", "center": False,
+            "scale": "none", "token_shift": False, "norm_affine": False, "detach_decay": False, "norm_eps": 1e-5}
 VARIANTS = {
     "paper": {"oms": "shared"},
     "per-head": {},
@@ -58,6 +58,7 @@ VARIANTS = {
                  "token_shift": True, "norm_affine": True},
     "combined2": {"sse": {"top-left": 5}, "side": "key", "norm_affine": True, "token_shift": True, "removal": "self"},
     "projected": {"sse": "projected"},
+    "soft": {"side": "key", "removal": "self", "scale": {"constant": 0.5}, "norm_eps": 1.0},
 }
 
 # Stored as [1, 1, C].
@@ -332,7 +333,7 @@ def check_every_tensor_matters(weights, c, tokens, logits, grads):
 def check_every_option_matters(weights, c, tokens, logits, grads):
     """Puts one option after the other back to that of `per-head`, where the tensors allow it."""
     moves = {}
-    for field, value in PRACTICAL.items():
+    for field, value in PER_HEAD.items():
         if field == "norm_eps":
             value = 2 * c[field]
         if value != c[field] and field not in ("oms", "sse"):
@@ -419,7 +420,7 @@ def main(folder):
     rng = np.random.default_rng(SEED)
     tokens = [0, V - 1] + rng.integers(V, size=LENGTH - 2).tolist()
     common = common_weights(rng)
-    variants = {name: {**PRACTICAL, **changes} for name, changes in VARIANTS.items()}
+    variants = {name: {**PER_HEAD, **changes} for name, changes in VARIANTS.items()}
     own = {name: meta_state_weights(c, rng) for name, c in variants.items()}
     for name, c in variants.items():
         print(f"--- {name}")

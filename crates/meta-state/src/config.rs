@@ -118,13 +118,14 @@ impl MetaStateConfig {
         }
     }
 
-    /// What measures best (`docs/src/meta-state.md`): a W_oms for each head, the state read along its key side, and a layer norm
-    /// that is soft. With z scaled down and a large epsilon it leaves the size of what was read in place, and its gradient is
+    /// What measures best (`docs/src/meta-state.md`): a W_oms for each head, the state read along its key side, z itself as the
+    /// removal key of ms, and a layer norm that is soft. With z scaled down and a large epsilon it leaves the size of what was read in place, and its gradient is
     /// never steep.
     pub fn practical() -> Self {
         Self {
             oms: Oms::PerHead,
             side: Side::Key,
+            removal: Removal::Own,
             scale: Scale::Constant(1.0 / 16.0),
             norm_eps: 1.0,
             ..Self::paper()

@@ -183,10 +183,7 @@ impl MetaState {
         let Wkv7Input { log_w, a, b, .. } = trace.input.clone();
         let (a, b) = match self.config.removal {
             Removal::TimeMix => (cut(a), cut(b)),
-            Removal::Own => {
-                let key = unit(z.clone());
-                (-key.clone(), key * cut(trace.in_context_rate()))
-            }
+            Removal::Own => trace.removal_key(z.clone(), self.config.detach_decay),
         };
         Wkv7Input {
             r: z.clone(),

@@ -14,13 +14,13 @@
 //! | symbol | here | shape |
 //! |---|---|---|
 //! | x' | `h`, LN2 of the residual stream | `[batch, time, C]`, split into H heads of N |
-//! | wkv, W_sse | S, read by [`sse`](rwkv7_core::operator::sse) | `[batch, H, N, N]` a token |
+//! | wkv, W_sse | S, read by [`sse`](rwkv7_core::operator::sse) or, along the key side, by [`wkv7`](rwkv7_core::operator::wkv7) with r = x' | `[batch, H, N, N]` a token |
 //! | z | | `[batch, time, H, n]`, n = N unless [`Sse::TopLeft`] |
 //! | ms | [`MetaStateState::ms`] | `[batch, H, n, n]` |
 //! | W_oms | [`MetaState::W_oms`] | `[1 or H, n, C]` |
 //!
-//! The recurrence of ms is that of time mixing with receptance, key and value z, so it runs through the same operator,
-//! [`wkv7`](rwkv7_core::operator::wkv7). S, z, ms and what is read of it are f32 whatever the model's dtype is.
+//! The recurrence of ms is that of time mixing with receptance, key and value z, so it runs through the same operator.
+//! S, z, ms and what is read of it are f32 whatever the model's dtype is.
 //!
 //! ```
 //! use burn::tensor::{Device, Int, Tensor};

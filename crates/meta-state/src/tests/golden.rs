@@ -12,7 +12,7 @@ use safetensors::{SafeTensors, tensor::TensorView};
 
 use super::*;
 
-const VARIANTS: [&str; 17] = [
+const VARIANTS: [&str; 18] = [
     "paper",
     "per-head",
     "key-side",
@@ -30,6 +30,7 @@ const VARIANTS: [&str; 17] = [
     "combined",
     "combined2",
     "projected",
+    "soft",
 ];
 
 fn folder() -> PathBuf {

@@ -80,6 +80,16 @@ pub fn key_preparation(input: KeyPreparation, head_size: usize) -> Keys {
     Keys { log_w, k, a, b }
 }
 
+pub fn removal_key(z: Tensor<4>, rate: Tensor<3>, bias: Tensor<3>) -> (Tensor<4>, Tensor<4>) {
+    let inputs = [
+        z.into_dispatch(),
+        rate.into_dispatch(),
+        bias.into_dispatch(),
+    ];
+    let [a, b] = all(run(inputs, FusedOp::RemovalKey)).map(Tensor::from_dispatch);
+    (a, b)
+}
+
 pub fn value_residual(v: Tensor<3>, first: Tensor<3>, s: Tensor<3>, v0: Tensor<3>) -> Tensor<3> {
     let inputs = [v, first, s, v0].map(Tensor::into_dispatch);
     one(run(inputs, FusedOp::ValueResidual))

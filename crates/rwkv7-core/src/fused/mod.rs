@@ -96,6 +96,20 @@ pub(crate) fn key_preparation(input: KeyPreparation, head_size: usize) -> Keys {
     plain::key_preparation(input, head_size)
 }
 
+/// `(-ẑ, ẑ ⊙ σ(rate + bias))` with ẑ = z/|z| per head, for `z [batch, time, heads, n]`, `rate [batch, time, C]` and
+/// `bias [1, 1, C]`; of the rate, the first n channels of each head.
+pub(crate) fn removal_key(
+    z: Tensor<4>,
+    rate: Tensor<3>,
+    bias: Tensor<3>,
+) -> (Tensor<4>, Tensor<4>) {
+    #[cfg(feature = "flex")]
+    if flex::takes(&z) && flex::takes(&rate) && z.dims()[2] * z.dims()[3] == rate.dims()[2] {
+        return flex::removal_key(z, rate, bias);
+    }
+    plain::removal_key(z, rate, bias)
+}
+
 /// `v + (first - v) ⊙ σ(s + v0)`, all `[batch, time, C]` but v0 `[1, 1, C]`.
 pub(crate) fn value_residual(
     v: Tensor<3>,

@@ -10,7 +10,7 @@ use burn::{
 use super::cpu::{
     activation, cross_entropy, key_preparation, layer_norm,
     product::{Matrix, product},
-    read_out, token_shift, value_residual,
+    read_out, removal_key, token_shift, value_residual,
 };
 use crate::flex::{floats, tensor};
 
@@ -23,6 +23,8 @@ pub enum FusedOp {
     KeyPreparation { shape: Shape },
     /// v, first, s, v0.
     ValueResidual,
+    /// z, rate, bias; outputs are of the shape of z, `[batch, time, heads, head_size]`.
+    RemovalKey,
     /// The output is of this shape, `[batch, time, C]`.
     ReadOut {
         shape: Shape,
@@ -50,7 +52,7 @@ impl FusedOp {
             Self::KeyPreparation { .. } => 7,
             Self::ValueResidual => 4,
             Self::ReadOut { .. } => 8,
-            Self::LayerNorm { .. } => 3,
+            Self::LayerNorm { .. } | Self::RemovalKey => 3,
             Self::Product => 2,
             Self::ReluSquared | Self::Sigmoid | Self::Tanh | Self::CrossEntropy { .. } => 1,
         }
@@ -60,6 +62,7 @@ impl FusedOp {
         match self {
             Self::TokenShift { outputs } => *outputs,
             Self::KeyPreparation { .. } => 4,
+            Self::RemovalKey => 2,
             _ => 1,
         }
     }
@@ -91,6 +94,11 @@ impl FusedOp {
                 let outputs = key_preparation::Outputs { log_w, k, a, b };
                 key_preparation::forward(key_inputs(&x, split[3]), outputs);
                 shape = split.clone();
+            }
+            Self::RemovalKey => {
+                let [a, b] = all(out);
+                let outputs = removal_key::Outputs { a, b };
+                removal_key::forward(removal_inputs(&x, shape[3]), outputs);
             }
             Self::ValueResidual => value_residual::forward(residual_inputs(&x), out[0]),
             Self::ReadOut {
@@ -170,6 +178,13 @@ impl FusedOp {
                     b: d(3),
                 };
                 key_preparation::backward(key_inputs(&x, shape[3]), outputs, gradients);
+            }
+            Self::RemovalKey => {
+                let [z, rate_pre, bias] = first(&mut g);
+                let gradients = removal_key::Gradients { z, rate_pre, bias };
+                let outputs = removal_key::OutputGrads { a: d(0), b: d(1) };
+                let inputs = removal_inputs(&x, inputs[0].shape()[3]);
+                removal_key::backward(inputs, outputs, gradients);
             }
             Self::ValueResidual => {
                 let [v, first, s_pre, v0] = first(&mut g);
@@ -264,6 +279,15 @@ fn key_inputs<'a>(x: &[&'a [f32]], head_size: usize) -> key_preparation::Inputs<
         a0: x[4],
         k_k: x[5],
         k_a: x[6],
+        head_size,
+    }
+}
+
+fn removal_inputs<'a>(x: &[&'a [f32]], head_size: usize) -> removal_key::Inputs<'a> {
+    removal_key::Inputs {
+        z: x[0],
+        rate_pre: x[1],
+        bias: x[2],
         head_size,
     }
 }

@@ -40,6 +40,15 @@ pub fn key_preparation(input: KeyPreparation, head_size: usize) -> Keys {
     }
 }
 
+pub fn removal_key(z: Tensor<4>, rate: Tensor<3>, bias: Tensor<3>) -> (Tensor<4>, Tensor<4>) {
+    let [batch, time, heads, size] = z.dims();
+    let head_size = rate.dims()[2] / heads;
+    let rate = activation::sigmoid(widen(rate + bias));
+    let rate = rate.reshape([batch, time, heads, head_size]);
+    let key = unit(widen(z));
+    (-key.clone(), key * rate.narrow(3, 0, size))
+}
+
 /// `x / max(|x|, 1e-12)` over the last axis; the maximum is taken of the squares, so that a zero has a finite gradient.
 fn unit(x: Tensor<4>) -> Tensor<4> {
     let length = x

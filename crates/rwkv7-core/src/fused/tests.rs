@@ -111,6 +111,17 @@ fn key_preparation() {
 }
 
 #[test]
+fn removal_key() {
+    let z = draw([2, 5, 3, 16]);
+    let (rate, bias) = (draw([2, 5, 48]), draw([1, 1, 48]));
+    let run = |f: fn(Tensor<4>, Tensor<3>, Tensor<3>) -> (Tensor<4>, Tensor<4>)| {
+        let (a, b) = f(z.clone(), rate.clone(), bias.clone());
+        results(vec![a, b], gradients!(z, rate, bias))
+    };
+    assert_close(&run(flex::removal_key), &run(plain::removal_key));
+}
+
+#[test]
 fn value_residual() {
     let [v, first, s] = std::array::from_fn(|_| draw([2, 5, 48]));
     let v0 = draw([1, 1, 48]);

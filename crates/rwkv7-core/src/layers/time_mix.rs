@@ -19,13 +19,13 @@
 use burn::{
     module::{Module, Param},
     nn::Linear,
-    tensor::{Device, Tensor, activation},
+    tensor::{Device, Tensor},
 };
 
 use crate::{
     Products,
     fused::{self, KeyPreparation, Keys, ReadOut},
-    operator::{Trace, Wkv7Input, widen, wkv7, wkv7_traced},
+    operator::{Trace, Wkv7Input, wkv7, wkv7_traced},
 };
 
 use super::{LayerNorm, Span, last_token, project, zero_state};
@@ -122,10 +122,16 @@ pub struct TimeMixTrace {
 }
 
 impl TimeMixTrace {
-    /// The in-context learning rate a, `[batch, time, heads, head_size]`, in (0, 1).
-    pub fn in_context_rate(&self) -> Tensor<4> {
-        let rate = self.rate.clone() + self.rate_bias.clone();
-        activation::sigmoid(widen(rate)).reshape(self.input.a.shape())
+    /// Removal direction -ẑ and removal weight ẑ ⊙ a of a recurrence that writes along `z [batch, time, heads, n]`, with
+    /// ẑ = z/|z| and the in-context learning rate a of the first n channels of each head; `detached` gives the rate no
+    /// gradient.
+    pub fn removal_key(&self, z: Tensor<4>, detached: bool) -> (Tensor<4>, Tensor<4>) {
+        let (rate, bias) = (self.rate.clone(), self.rate_bias.clone());
+        let (rate, bias) = match detached {
+            true => (rate.detach(), bias.detach()),
+            false => (rate, bias),
+        };
+        fused::removal_key(z, rate, bias)
     }
 }
 

@@ -169,9 +169,10 @@ impl Variant {
             format!("model.n_layer={}", first.layers),
             format!("model.n_embd={}", first.width),
         ];
-        if arch == Arch::Rwkv7 {
-            settings.push(format!("model.ffn_size={}", first.ffn_size));
-        }
+        settings.push(match arch {
+            Arch::Rwkv7 => format!("model.ffn_size={}", first.ffn_size),
+            Arch::MetaState => r#"model.meta_state.removal="time-mix""#.into(),
+        });
         settings.push(format!("steps={}", self.steps.iter().sum::<u64>()));
         settings.extend(SETTINGS.map(String::from));
         if let Some(growth) = self.growth {
@@ -228,7 +229,9 @@ mod tests {
         let common = "steps_per_epoch=100 validation_batches=20";
         assert_eq!(
             settings("scratch", Arch::MetaState),
-            format!("arch=meta-state model.n_layer=6 model.n_embd=128 steps=2000 {common} seed=2")
+            format!(
+                "arch=meta-state model.n_layer=6 model.n_embd=128 model.meta_state.removal=\"time-mix\" steps=2000 {common} seed=2"
+            )
         );
         let grow = r#"[{"after":500,"method":"lossless","to":{"n_embd":128,"second_half":{"ffn_size":384}},"warmup_steps":20},{"after":800,"method":"lossless","to":{"n_layer":6},"warmup_steps":20}]"#;
         assert_eq!(

@@ -30,12 +30,9 @@ const PLACE: Place = Place {
 /// What is trained, and where the results go: `docs/src/meta-state.md`.
 #[derive(Args)]
 pub struct MetaState {
-    /// Seeds of the main variants; the others get one.
+    /// Seeds of every variant.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..))]
     seeds: u64,
-    /// As many seeds for the other variants.
-    #[arg(long)]
-    all_seeds: bool,
     #[arg(long, value_name = "DIR", default_value = "runs/study")]
     out: PathBuf,
     #[command(flatten)]
@@ -45,21 +42,18 @@ pub struct MetaState {
 impl MetaState {
     /// Runs what is missing and prints or writes the results.
     pub fn run(&self) -> Result<(), String> {
-        let runs = plan(&self.out, self.seeds, self.all_seeds);
+        let runs = plan(&self.out, self.seeds);
         self.options.run(runs, &PLACE, || read(&self.out))
     }
 }
 
 /// All runs, seed by seed, so that a stopped study has whole tables.
-fn plan(out: &Path, seeds: u64, all_seeds: bool) -> Vec<Run> {
+fn plan(out: &Path, seeds: u64) -> Vec<Run> {
     let mut runs: Vec<Run> = vec![];
     for seed in 0..seeds {
         for recipe in RECIPES {
             for scale in Scale::ALL {
                 for variant in VARIANTS {
-                    if seed > 0 && !variant.is_main() && !all_seeds {
-                        continue;
-                    }
                     let further = variant.further_settings(recipe, scale);
                     let (Some(further), Some(folder)) = (further, variant.folder(recipe, scale))
                     else {
@@ -107,7 +101,7 @@ fn plot(table: &Table) -> Option<Plot> {
         let mean = mean_by_step(&losses).into_iter();
         mean.map(|(step, loss)| (step as f64, loss)).collect()
     };
-    let main = VARIANTS.iter().filter(|variant| variant.is_main());
+    let main = VARIANTS.iter().filter(|variant| variant.is_main);
     let lines = main.map(|variant| {
         let mut rows = table.rows.iter();
         let row = rows.find(|row| row.variant.name == variant.name);
@@ -137,18 +131,18 @@ mod tests {
     use std::collections::BTreeMap;
 
     #[test]
-    fn main_variants_have_all_seeds_and_rwkv7_has_one_run_for_both_scales() {
-        let runs = plan(Path::new("out"), 3, false);
+    fn variants_have_all_seeds_and_rwkv7_has_one_run_for_both_scales() {
+        let runs = plan(Path::new("out"), 3);
         let count = |part: &str| runs.iter().filter(|run| run.name.contains(part)).count();
         assert_eq!(
             (count("/rwkv7/"), count("/paper/"), count("/l2/")),
-            (6, 12, 2)
+            (6, 12, 6)
         );
 
         let name = "reverse/same-parameters/learned/1";
         let run = runs.iter().find(|run| run.name == name);
         let settings = run.map(|run| run.settings.join(" "));
-        let expected = r#"arch=meta-state model.meta_state=practical model.meta_state.side="value" model.meta_state.sse="learned" diagnostics=true model.n_layer=4 model.decay_rank=24 model.in_context_rank=24 model.value_rank=24 model.gate_rank=24 seed=1"#;
+        let expected = r#"arch=meta-state model.meta_state=practical model.meta_state.removal="time-mix" model.meta_state.side="value" model.meta_state.sse="learned" diagnostics=true model.n_layer=4 model.decay_rank=24 model.in_context_rank=24 model.value_rank=24 model.gate_rank=24 seed=1"#;
         assert_eq!(settings.as_deref(), Some(expected));
     }
 
@@ -162,7 +156,6 @@ mod tests {
                 runs: vec![Finished {
                     parameters: 1,
                     max_digits: 15,
-                    seconds: 1.0,
                     results: vec![],
                     lengths: BTreeMap::new(),
                     losses: BTreeMap::from([(250, 2.0)]),
@@ -177,12 +170,13 @@ mod tests {
             ("rwkv7", 0),
             ("paper", 1),
             ("practical", 0),
-            ("practical-value-side", 0),
+            ("time-mix-key", 0),
+            ("value-side", 0),
             ("learned", 0),
             ("bare", 0),
         ];
         assert_eq!(points.collect::<Vec<_>>(), expected);
-        let other = VARIANTS.iter().find(|variant| !variant.is_main()).unwrap();
+        let other = VARIANTS.iter().find(|variant| !variant.is_main).unwrap();
         assert!(plot(&table(other)).is_none());
     }
 }

@@ -18,8 +18,7 @@ use super::{
 pub fn markdown(tables: &[Table]) -> String {
     let mut page = String::from(
         "`cargo xtask study --data input.txt --write-docs` trains what is missing and writes what follows: the mean over seeds\n\
-         ± the standard deviation of the sample, where there are several. Seconds are those of training; more than one run\n\
-         may have shared the machine.\n\n",
+         ± the standard deviation of the sample, where there are several.\n\n",
     );
     page += &table(
         &["variant", "", "`--set`"],
@@ -48,7 +47,6 @@ fn section(results: &Table) -> String {
 
     let mut titles = vec!["variant", "parameters", "seeds"];
     titles.extend(recipe.results().iter().map(|column| column.title));
-    titles.push("seconds");
     page += &table(&titles, results.rows.iter().map(|row| cells(recipe, row)));
     page += &missing(&results.missing);
     page += &lengths(results);
@@ -74,7 +72,6 @@ fn cells(recipe: Recipe, row: &Row) -> Vec<String> {
         let (mean, deviation) = row.mean(|run| run.results[index]);
         cells.push(with_deviation(mean, deviation, column.decimals));
     }
-    cells.push(thousands(row.mean(|run| run.seconds).0.round() as u64));
     cells
 }
 
@@ -178,7 +175,6 @@ mod tests {
         Finished {
             parameters: 1_234_567,
             max_digits: 15,
-            seconds: 61.6,
             results: results.to_vec(),
             lengths: lengths.iter().copied().collect(),
             losses: BTreeMap::new(),
@@ -197,10 +193,10 @@ mod tests {
     fn a_row_has_the_mean_the_deviation_and_grouped_numbers() {
         let one = row_of(0, vec![run(&[1.60356], &[], &[])]);
         let cells = cells(Recipe::Shakespeare, &one);
-        assert_eq!(cells, ["rwkv7", "1,234,567", "1", "1.6036", "62"]);
+        assert_eq!(cells, ["rwkv7", "1,234,567", "1", "1.6036"]);
         let runs = [[99.0, 90.0], [100.0, 92.0]].map(|results| run(&results, &[], &[]));
         let cells = super::cells(Recipe::Reverse, &row_of(1, runs.into()));
-        let expected = "paper, 1,234,567, 2, 99.5 ± 0.7, 91.0 ± 1.4, 62";
+        let expected = "paper, 1,234,567, 2, 99.5 ± 0.7, 91.0 ± 1.4";
         assert_eq!(cells.join(", "), expected);
     }
 

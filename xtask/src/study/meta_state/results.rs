@@ -36,8 +36,6 @@ pub struct Finished {
     pub parameters: u64,
     /// The longest number of training.
     pub max_digits: u64,
-    /// Seconds of training.
-    pub seconds: f64,
     /// The columns of [`Recipe::results`].
     pub results: Vec<f64>,
     /// Answers right, %, by digits.
@@ -170,7 +168,6 @@ fn read_run(folder: &Path, recipe: Recipe) -> Result<Finished, String> {
     Ok(Finished {
         parameters: report.number("/parameters")? as u64,
         max_digits: Json::read(folder.join("recipe.json"))?.number("/max_digits")? as u64,
-        seconds: report.number("/training_seconds")?,
         results: results.collect::<Result<_, String>>()?,
         lengths,
         losses: validations.iter().map(|v| (v.step, v.loss)).collect(),

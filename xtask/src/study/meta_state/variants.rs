@@ -34,22 +34,19 @@ pub struct Variant {
     /// What `metastate train --set` is given.
     pub settings: &'static [&'static str],
     pub description: &'static str,
+    /// Whether it has a line in the plots.
+    pub is_main: bool,
     /// What it is given besides, to have as many parameters as RWKV-7; none for variants without such runs.
-    equal_parameters: Option<Enlarged>,
+    equal_parameters: Enlarged,
 }
 
-/// Settings that make a model larger.
+/// Settings that make a model larger, for each recipe.
 struct Enlarged {
-    reverse: &'static [&'static str],
-    shakespeare: &'static [&'static str],
+    reverse: Option<&'static [&'static str]>,
+    shakespeare: Option<&'static [&'static str]>,
 }
 
 impl Variant {
-    /// Whether it has runs with several seeds, runs at equal parameters and a line in the plots.
-    pub fn is_main(&self) -> bool {
-        self.equal_parameters.is_some()
-    }
-
     /// Its settings besides [`settings`](Self::settings) at a scale, unless it is not compared there.
     pub fn further_settings(
         &self,
@@ -58,8 +55,8 @@ impl Variant {
     ) -> Option<&'static [&'static str]> {
         match (scale, recipe) {
             (Scale::SameSize, _) => Some(&[]),
-            (_, Recipe::Reverse) => self.equal_parameters.as_ref().map(|e| e.reverse),
-            (_, Recipe::Shakespeare) => self.equal_parameters.as_ref().map(|e| e.shakespeare),
+            (_, Recipe::Reverse) => self.equal_parameters.reverse,
+            (_, Recipe::Shakespeare) => self.equal_parameters.shakespeare,
         }
     }
 
@@ -77,85 +74,129 @@ const META_STATE: &str = "arch=meta-state";
 const DIAGNOSTICS: &str = "diagnostics=true";
 const PAPER: &str = "model.meta_state=paper";
 const PRACTICAL: &str = "model.meta_state=practical";
+const TIME_MIX_KEY: &str = r#"model.meta_state.removal="time-mix""#;
 const VALUE_SIDE: &str = r#"model.meta_state.side="value""#;
 const PER_HEAD: &str = "model.meta_state.oms=per-head";
 
-const fn option(
+const fn main(
     name: &'static str,
     settings: &'static [&'static str],
     description: &'static str,
+    equal_parameters: Enlarged,
 ) -> Variant {
     Variant {
         name,
         settings,
         description,
-        equal_parameters: None,
+        is_main: true,
+        equal_parameters,
+    }
+}
+
+const fn option(
+    name: &'static str,
+    settings: &'static [&'static str],
+    description: &'static str,
+    equal_parameters: Enlarged,
+) -> Variant {
+    Variant {
+        name,
+        settings,
+        description,
+        is_main: false,
+        equal_parameters,
     }
 }
 
 /// Everything that is compared; the main variants first.
 pub const VARIANTS: &[Variant] = &[
-    Variant {
-        name: "rwkv7",
-        settings: &[],
-        description: "RWKV-7 with its channel mixing",
-        equal_parameters: Some(Enlarged {
-            reverse: &[],
-            shakespeare: &[],
-        }),
-    },
-    Variant {
-        name: "paper",
-        settings: &[META_STATE, PAPER, DIAGNOSTICS],
-        description: "Meta-State, the equations read literally, one W_oms for all heads",
-        equal_parameters: Some(Enlarged {
-            reverse: &[
+    main(
+        "rwkv7",
+        &[],
+        "RWKV-7 with its channel mixing",
+        Enlarged {
+            reverse: Some(&[]),
+            shakespeare: Some(&[]),
+        },
+    ),
+    main(
+        "paper",
+        &[META_STATE, PAPER, DIAGNOSTICS],
+        "Meta-State, the equations read literally, one W_oms for all heads",
+        Enlarged {
+            reverse: Some(&[
                 "model.n_layer=4",
                 "model.decay_rank=26",
                 "model.in_context_rank=26",
                 "model.value_rank=26",
                 "model.gate_rank=26",
-            ],
-            shakespeare: &["model.n_layer=8"],
-        }),
-    },
-    Variant {
-        name: "practical",
-        settings: &[META_STATE, PRACTICAL, DIAGNOSTICS],
-        description: "a W_oms for each head, the state read along its key side, a soft norm: z times 1/16, epsilon 1",
-        equal_parameters: Some(DEEPER),
-    },
-    Variant {
-        name: "practical-value-side",
-        settings: &[META_STATE, PRACTICAL, VALUE_SIDE, DIAGNOSTICS],
-        description: "practical, the state read along the axis that eq. 1 has",
-        equal_parameters: Some(DEEPER),
-    },
-    Variant {
-        name: "learned",
-        settings: &[
+            ]),
+            shakespeare: Some(&["model.n_layer=8"]),
+        },
+    ),
+    main(
+        "practical",
+        &[META_STATE, PRACTICAL, DIAGNOSTICS],
+        "a W_oms for each head, the state read along its key side, z itself as removal key, a soft norm: z times 1/16, \
+         epsilon 1",
+        DEEPER,
+    ),
+    main(
+        "time-mix-key",
+        &[META_STATE, PRACTICAL, TIME_MIX_KEY, DIAGNOSTICS],
+        "practical with the removal key of time mixing, as in eq. 3",
+        DEEPER,
+    ),
+    main(
+        "value-side",
+        &[META_STATE, PRACTICAL, TIME_MIX_KEY, VALUE_SIDE, DIAGNOSTICS],
+        "time-mix-key, the state read along the axis that eq. 1 has",
+        DEEPER,
+    ),
+    main(
+        "learned",
+        &[
             META_STATE,
             PRACTICAL,
+            TIME_MIX_KEY,
             VALUE_SIDE,
             r#"model.meta_state.sse="learned""#,
             DIAGNOSTICS,
         ],
-        description: "practical with a learned matrix in the place of the state",
-        equal_parameters: Some(DEEPER),
-    },
-    Variant {
-        name: "bare",
-        settings: &["model.ffn_size=1"],
-        description: "RWKV-7 with channel mixing of a single unit: time mixing and next to nothing",
-        equal_parameters: Some(Enlarged {
-            reverse: &["model.n_layer=4"],
-            shakespeare: &["model.n_layer=8"],
-        }),
-    },
+        "value-side with a learned matrix in the place of the state",
+        DEEPER,
+    ),
+    main(
+        "bare",
+        &["model.ffn_size=1"],
+        "RWKV-7 with channel mixing of a single unit: time mixing and next to nothing",
+        Enlarged {
+            reverse: Some(&["model.n_layer=4"]),
+            shakespeare: Some(&["model.n_layer=8"]),
+        },
+    ),
+    option(
+        "practical-shift",
+        &[
+            META_STATE,
+            PRACTICAL,
+            "model.meta_state.token_shift=true",
+            DIAGNOSTICS,
+        ],
+        "practical with token shift",
+        TEXT,
+    ),
+    option(
+        "practical-value-side",
+        &[META_STATE, PRACTICAL, VALUE_SIDE, DIAGNOSTICS],
+        "practical, the state read along the axis that eq. 1 has",
+        TEXT,
+    ),
     option(
         "per-head",
-        &[META_STATE, PAPER, PER_HEAD],
+        &[META_STATE, PAPER, PER_HEAD, DIAGNOSTICS],
         "paper with a W_oms for each head",
+        TEXT,
     ),
     option(
         "per-head-learned",
@@ -166,6 +207,7 @@ pub const VARIANTS: &[Variant] = &[
             r#"model.meta_state.sse="learned""#,
         ],
         "per-head with a learned matrix in the place of the state",
+        NONE,
     ),
     option(
         "self-key",
@@ -174,13 +216,22 @@ pub const VARIANTS: &[Variant] = &[
             PAPER,
             PER_HEAD,
             r#"model.meta_state.removal="self""#,
+            DIAGNOSTICS,
         ],
         "per-head, z itself is the removal key",
+        TEXT,
     ),
     option(
         "centered",
-        &[META_STATE, PAPER, PER_HEAD, "model.meta_state.center=true"],
+        &[
+            META_STATE,
+            PAPER,
+            PER_HEAD,
+            "model.meta_state.center=true",
+            DIAGNOSTICS,
+        ],
         "per-head, z without its mean",
+        NONE,
     ),
     option(
         "shift",
@@ -191,6 +242,7 @@ pub const VARIANTS: &[Variant] = &[
             "model.meta_state.token_shift=true",
         ],
         "per-head with token shift",
+        NONE,
     ),
     option(
         "affine",
@@ -201,6 +253,7 @@ pub const VARIANTS: &[Variant] = &[
             "model.meta_state.norm_affine=true",
         ],
         "per-head, the layer norm with scale and shift",
+        NONE,
     ),
     option(
         "l2",
@@ -209,8 +262,10 @@ pub const VARIANTS: &[Variant] = &[
             PAPER,
             PER_HEAD,
             r#"model.meta_state.scale="l2""#,
+            DIAGNOSTICS,
         ],
         "per-head, z of length 1",
+        NONE,
     ),
     option(
         "key-side",
@@ -219,8 +274,10 @@ pub const VARIANTS: &[Variant] = &[
             PAPER,
             PER_HEAD,
             r#"model.meta_state.side="key""#,
+            DIAGNOSTICS,
         ],
         "per-head, the state read along its other axis",
+        TEXT,
     ),
     option(
         "key-side-l2",
@@ -232,6 +289,7 @@ pub const VARIANTS: &[Variant] = &[
             r#"model.meta_state.scale="l2""#,
         ],
         "key-side, z of length 1",
+        NONE,
     ),
     option(
         "low-rank",
@@ -242,6 +300,7 @@ pub const VARIANTS: &[Variant] = &[
             r#"model.meta_state.sse={"low-rank":8}"#,
         ],
         "per-head, 8 learned combinations of the state's rows are read",
+        NONE,
     ),
     option(
         "top-left",
@@ -252,6 +311,7 @@ pub const VARIANTS: &[Variant] = &[
             r#"model.meta_state.sse={"top-left":16}"#,
         ],
         "per-head, 16 rows and columns of the state are read",
+        NONE,
     ),
     option(
         "head-mixed",
@@ -262,6 +322,7 @@ pub const VARIANTS: &[Variant] = &[
             r#"model.meta_state.sse="head-mixed""#,
         ],
         "per-head, heads share what they read",
+        NONE,
     ),
     option(
         "constant",
@@ -272,6 +333,7 @@ pub const VARIANTS: &[Variant] = &[
             r#"model.meta_state.scale={"constant":0.03125}"#,
         ],
         "per-head, z times 1/32",
+        NONE,
     ),
     option(
         "detached",
@@ -282,46 +344,64 @@ pub const VARIANTS: &[Variant] = &[
             "model.meta_state.detach_decay=true",
         ],
         "per-head, no gradient from ms to decay, removal key and in-context rate",
+        NONE,
     ),
     option(
-        "practical-shift",
+        "time-mix-key-shift",
         &[
             META_STATE,
             PRACTICAL,
+            TIME_MIX_KEY,
             "model.meta_state.token_shift=true",
             DIAGNOSTICS,
         ],
-        "practical with token shift",
+        "time-mix-key with token shift",
+        NONE,
     ),
     option(
-        "practical-value-side-shared",
+        "value-side-shared",
         &[
             META_STATE,
             PRACTICAL,
+            TIME_MIX_KEY,
             VALUE_SIDE,
             r#"model.meta_state.oms="shared""#,
         ],
-        "practical-value-side with one W_oms for all heads",
+        "value-side with one W_oms for all heads",
+        NONE,
     ),
     option(
-        "practical-value-side-shift",
+        "value-side-shift",
         &[
             META_STATE,
             PRACTICAL,
+            TIME_MIX_KEY,
             VALUE_SIDE,
             "model.meta_state.token_shift=true",
         ],
-        "practical-value-side with token shift",
+        "value-side with token shift",
+        NONE,
     ),
 ];
 
 const DEEPER: Enlarged = Enlarged {
-    reverse: &[
+    reverse: Some(&[
         "model.n_layer=4",
         "model.decay_rank=24",
         "model.in_context_rank=24",
         "model.value_rank=24",
         "model.gate_rank=24",
-    ],
-    shakespeare: &["model.n_layer=7"],
+    ]),
+    shakespeare: Some(&["model.n_layer=7"]),
+};
+
+/// At equal parameters on text alone; all learn `reverse`.
+const TEXT: Enlarged = Enlarged {
+    reverse: None,
+    ..DEEPER
+};
+
+const NONE: Enlarged = Enlarged {
+    reverse: None,
+    shakespeare: None,
 };

@@ -20,7 +20,7 @@ use crate::simd::math::sigmoid;
 /// `-exp(-1/2)`, the lowest logarithm of the decay.
 const LOWEST_LOG_DECAY: f32 = -0.606_530_67;
 /// Below this norm of a head's removal key, the divisor is constant.
-const SMALLEST_NORM: f32 = 1e-12;
+pub(super) const SMALLEST_NORM: f32 = 1e-12;
 
 /// Inputs of the key preparation.
 #[derive(Clone, Copy)]

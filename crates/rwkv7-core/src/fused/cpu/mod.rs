@@ -14,6 +14,7 @@ pub mod key_preparation;
 pub mod layer_norm;
 pub mod product;
 pub mod read_out;
+pub mod removal_key;
 pub mod token_shift;
 pub mod value_residual;
 
