@@ -17,7 +17,7 @@ use burn::{
     module::{Module, ModuleMapper, Param},
     tensor::{Device, Int, Tensor, TensorData},
 };
-use meta_state::{MetaStateConfig, MetaStateLm, Side};
+use meta_state::{MetaStateConfig, MetaStateLm, Removal, Side};
 use rwkv7_core::{Products, Rwkv7, Rwkv7Config, Rwkv7Lm, checkpoint, layers::SecondHalf, loss};
 
 /// The GPU named by BURN_DEVICE, or the best one compiled in. None there is an error: a test that skips tests nothing.
@@ -110,6 +110,7 @@ fn the_gpu_agrees_with_the_cpu() {
     let practical = MetaStateConfig::practical;
     let value_side = || MetaStateConfig {
         side: Side::Value,
+        removal: Removal::TimeMix,
         ..practical()
     };
     for (model, found, expected) in [

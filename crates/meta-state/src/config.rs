@@ -119,8 +119,8 @@ impl MetaStateConfig {
     }
 
     /// What measures best (`docs/src/meta-state.md`): a W_oms for each head, the state read along its key side, z itself as the
-    /// removal key of ms, and a layer norm that is soft. With z scaled down and a large epsilon it leaves the size of what was read in place, and its gradient is
-    /// never steep.
+    /// removal key of ms, and a layer norm that is soft. With z scaled down and a large epsilon it leaves the size of what was
+    /// read in place, and its gradient is never steep.
     pub fn practical() -> Self {
         Self {
             oms: Oms::PerHead,

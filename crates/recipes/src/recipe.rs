@@ -10,6 +10,7 @@ use serde_json::Value;
 use crate::{
     data::windows::Sampling,
     model::{Arch, ModelSpec},
+    zoo,
 };
 
 /// What is learned.
@@ -332,11 +333,14 @@ impl Recipe {
 
     /// Refuses overrides of what the recipe does not look at.
     fn check_use(&self, settings: &[String]) -> Result<(), RecipeError> {
+        let preset = self.model.preset.as_deref().map(zoo::config);
+        let preset = preset.and_then(Result::ok).map(|config| config.arch());
+        let arch = self.arch.or(preset);
         for setting in settings {
             let key = setting.split('=').next().unwrap_or_default();
             let reason = if self.start.is_some() && (key == "arch" || key.starts_with("model.")) {
                 "the model in `start` has its own architecture and size; `grow` changes the size"
-            } else if key == "model.ffn_size" && self.arch == Some(Arch::MetaState) {
+            } else if key == "model.ffn_size" && arch == Some(Arch::MetaState) {
                 "a model of architecture meta-state has no feed-forward layer"
             } else {
                 continue;

@@ -205,7 +205,7 @@ impl<S: StateTensors> State<S> {
         out.tensors
     }
 
-    /// Writes the state to a safetensors file, which says of which model it is; the file is complete or not there.
+    /// Writes the state to a safetensors file, which says of which configuration it is; the file is complete or not there.
     ///
     /// # Errors
     ///
@@ -222,7 +222,8 @@ impl<S: StateTensors> State<S> {
     }
 
     /// A state of the shapes and on the devices of `self` (see [`Rwkv7::zero_state`](crate::Rwkv7::zero_state)), with the
-    /// values that [`save`](Self::save) wrote. A file that does not say of which model it is has to fit by its shapes.
+    /// values that [`save`](Self::save) wrote. A state belongs to the size and second half that it was saved with; a file
+    /// that does not say them has to fit by its shapes.
     ///
     /// # Errors
     ///

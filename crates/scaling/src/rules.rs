@@ -296,7 +296,7 @@ impl Growable for MetaStateConfig {
                 ..
             } if copies => Some((
                 "W_oms",
-                "the state's first n rows and columns hold less of the removal key of a larger head",
+                "the state's first n rows and columns are a smaller part of a larger head",
             )),
             Self {
                 scale: Scale::L2, ..

@@ -53,6 +53,28 @@ pub fn check(
     Ok(checkpoints::newest_usable(folder)?)
 }
 
+/// Refuses to go on with a model that the recipe no longer means, as where a preset has changed since.
+pub fn check_model(out: &Path, config: &serde_json::Value) -> Result<(), TrainError> {
+    let path = out.join("config.json");
+    let failed = |source| TrainError::File {
+        path: path.clone(),
+        source,
+    };
+    let text = match std::fs::read_to_string(&path) {
+        Ok(text) => text,
+        // It will be written again.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(failed(error)),
+    };
+    let before: serde_json::Value =
+        serde_json::from_str(&text).map_err(|error| failed(error.into()))?;
+    let differences = differences(&before, config, "");
+    if differences.is_empty() {
+        return Ok(());
+    }
+    Err(TrainError::OtherRecipe { path, differences })
+}
+
 /// The configuration of the model that a run started from, in its folder.
 pub const START: &str = "start.json";
 

@@ -196,6 +196,9 @@ fn fit<S: Growable>(
         0 => config,
         _ => stages.config(steps_done).clone(),
     };
+    if done > 0 && recipe.grow.is_empty() {
+        folder::check_model(out, &checkpoint::config_json(&config))?;
+    }
 
     let file_error = |path: PathBuf| move |source| TrainError::File { path, source };
     std::fs::create_dir_all(out).map_err(file_error(out.to_path_buf()))?;

@@ -385,6 +385,25 @@ fn growths_that_cannot_be_are_refused_before_anything_is_written() {
     refused(&["scale_down=3"], &["scale_down", "divisor"]);
 }
 
+/// As where a preset has changed between the two.
+#[test]
+fn a_run_does_not_go_on_with_another_model_than_it_had() {
+    let folder = tempfile::tempdir().unwrap();
+    let recipe = recipe(&["arch=meta-state", "steps=3"]);
+    run(&recipe, folder.path(), false).unwrap();
+    let path = folder.path().join("config.json");
+    let before = std::fs::read_to_string(&path).unwrap();
+    let other = before.replace(r#""removal": "self""#, r#""removal": "time-mix""#);
+    assert_ne!(before, other);
+    std::fs::write(&path, &other).unwrap();
+    let more = Recipe { steps: 6, ..recipe };
+    let error = run(&more, folder.path(), true).unwrap_err().to_string();
+    for part in ["config.json", "second_half.removal", "then", "now"] {
+        assert!(error.contains(part), "{error}");
+    }
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), other);
+}
+
 /// What would be without effect.
 #[test]
 fn settings_of_another_architecture_are_refused() {

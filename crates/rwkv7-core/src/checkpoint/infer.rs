@@ -27,7 +27,7 @@ pub fn other_architecture<S: SecondHalfConfig>(tensors: &[PackTensor]) -> Option
     if *name == ChannelMix::NAME {
         return Some(ChannelMixConfig::ARCHITECTURE.into());
     }
-    Some(format!("with layers `blocks.0.{name}.…`"))
+    Some(format!("unknown, with layers `blocks.0.{name}.…`"))
 }
 
 /// The configuration of the model that these official tensors make up; `about` is what the file says. Epsilons, which no

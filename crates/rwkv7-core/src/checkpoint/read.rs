@@ -70,7 +70,7 @@ impl About {
         }
         ["n_layer", "n_embd", "head_size", "second_half"]
             .into_iter()
-            .map(|field| (field, &self.config[field], &model.config[field]))
+            .filter_map(|field| Some((field, self.config.get(field)?, model.config.get(field)?)))
             .filter(|(_, found, expected)| found != expected)
             .map(|(field, found, expected)| {
                 difference(field, &found.to_string(), &expected.to_string())

@@ -25,7 +25,7 @@ use burn::{
 use crate::{
     Products,
     fused::{self, KeyPreparation, Keys, ReadOut},
-    operator::{Trace, Wkv7Input, wkv7, wkv7_traced},
+    operator::{Trace, Wkv7Input, with_narrow_keys, wkv7, wkv7_traced},
 };
 
 use super::{LayerNorm, Span, last_token, project, zero_state};
@@ -197,6 +197,12 @@ impl TimeMix {
             v: split(span.clear_padding(v)),
             a,
             b: clear(b),
+        };
+        // In the trace too: who reads the states again has to see the same ones.
+        let input = if traced {
+            input
+        } else {
+            with_narrow_keys(input)
         };
         let (y, wkv, states) = if traced {
             let (y, wkv, states) = wkv7_traced(input.clone(), state.wkv.clone());

@@ -152,9 +152,9 @@ pub(crate) fn custom_is_allowed() -> bool {
 /// `[batch, heads, value, key]`.
 ///
 /// The state and all sums are f32 (f64 for f64 inputs); `y` comes back in the dtype of `v`. Half-precision inputs are
-/// widened; where r, k and v share a half-precision type that a GPU computes with, within the kernels, and a and b are
-/// taken in that type too. The decay is passed as its logarithm because a decay near 1 does not survive in half
-/// precision. Gradients flow into all seven inputs, from y and from the state.
+/// widened; where all but `log_w` share a type that a GPU computes with, within the kernels. The decay is passed as its
+/// logarithm because a decay near 1 does not survive in half precision. Gradients flow into all seven inputs, from y and
+/// from the state.
 ///
 /// # Panics
 ///
@@ -163,15 +163,13 @@ pub fn wkv7(input: Wkv7Input, s0: Tensor<4>) -> (Tensor<4>, Tensor<4>) {
     check(&input, &s0);
     let dtype = input.v.dtype();
     let choice = Choice::of(&input);
-    let half = backend::half(&input).filter(|_| choice == Choice::Custom);
-    let input = match half {
-        Some(half) => Wkv7Input {
+    let input = if choice == Choice::Custom && is_read_in_half(&input) {
+        Wkv7Input {
             log_w: widen(input.log_w),
-            a: narrow(input.a, half),
-            b: narrow(input.b, half),
             ..input
-        },
-        None => input.map(widen),
+        }
+    } else {
+        input.map(widen)
     };
     let s0 = narrow(s0, input.log_w.dtype());
     let (y, state) = match choice {
@@ -183,6 +181,26 @@ pub fn wkv7(input: Wkv7Input, s0: Tensor<4>) -> (Tensor<4>, Tensor<4>) {
         Choice::Oracle => oracle::wkv7(input, s0),
     };
     (narrow(y, dtype), state)
+}
+
+/// Whether all but the decay are of one type that the custom operation reads as it is.
+fn is_read_in_half(input: &Wkv7Input) -> bool {
+    let Wkv7Input { r, k, v, a, b, .. } = input;
+    let dtype = r.dtype();
+    [k, v, a, b].into_iter().all(|x| x.dtype() == dtype) && backend::reads_half(dtype, &r.device())
+}
+
+/// The removal key in the half precision of r, where the custom operation reads that as it is: official kernels take it so too.
+pub(crate) fn with_narrow_keys(input: Wkv7Input) -> Wkv7Input {
+    let dtype = input.r.dtype();
+    if !backend::reads_half(dtype, &input.r.device()) {
+        return input;
+    }
+    Wkv7Input {
+        a: narrow(input.a, dtype),
+        b: narrow(input.b, dtype),
+        ..input
+    }
 }
 
 /// [`wkv7`], and what [`sse`] needs to read the states it goes through. Half-precision inputs are widened before it, so

@@ -152,6 +152,7 @@ fn random_plan(seed: u64) -> (Rwkv7Config, Rwkv7Config) {
 fn halves() -> Vec<MetaStateConfig> {
     let base = || MetaStateConfig {
         side: Side::Value,
+        removal: Removal::TimeMix,
         ..MetaStateConfig::practical()
     };
     vec![

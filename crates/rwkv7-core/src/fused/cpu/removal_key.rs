@@ -307,7 +307,7 @@ mod tests {
 
     /// As a ReLU makes them.
     #[test]
-    fn a_key_of_zeros_is_no_number_nowhere() {
+    fn keys_of_zeros_give_finite_numbers() {
         let (mut x, grads) = case_data(2, 14);
         x[0][..7].fill(0.0);
         let (outputs, gradients) = compute(&x, &grads, 7);

@@ -8,7 +8,7 @@ mod flex;
 
 use burn::{
     backend::{Backend, Dispatch, ExtensionType, backend_extension, tensor::FloatTensor},
-    tensor::{DType, Tensor},
+    tensor::{DType, Device, Tensor},
 };
 
 #[cfg(any(feature = "flex", feature = "gpu"))]
@@ -115,20 +115,15 @@ pub(super) fn supports(input: &Wkv7Input) -> bool {
     }
 }
 
-/// The dtype in which the operation reads r, k, v, a and b of this call as they are, if that is half precision. The CPU widens
-/// them.
-pub(super) fn half(input: &Wkv7Input) -> Option<DType> {
-    let dtype = input.r.dtype();
-    let device = input.r.device();
-    let reads_half = match device.clone().inner().as_dispatch() {
+/// Whether the operation reads r, k, v, a and b of this type as they are, if it is half precision. The CPU widens them.
+pub(super) fn reads_half(dtype: DType, device: &Device) -> bool {
+    let is_gpu = match device.clone().inner().as_dispatch() {
         #[cfg(feature = "gpu")]
         DispatchDevice::Cube(_) => true,
         #[allow(unreachable_patterns)]
         _ => false,
     };
-    let one_type = input.k.dtype() == dtype && input.v.dtype() == dtype;
-    let half = matches!(dtype, DType::F16 | DType::BF16);
-    (reads_half && half && one_type && device.supports_dtype(dtype)).then_some(dtype)
+    is_gpu && matches!(dtype, DType::F16 | DType::BF16) && device.supports_dtype(dtype)
 }
 
 pub(super) fn wkv7(input: Wkv7Input, s0: Tensor<4>) -> (Tensor<4>, Tensor<4>) {
