@@ -85,11 +85,8 @@ const fn main(
     equal_parameters: Enlarged,
 ) -> Variant {
     Variant {
-        name,
-        settings,
-        description,
         is_main: true,
-        equal_parameters,
+        ..option(name, settings, description, equal_parameters)
     }
 }
 
