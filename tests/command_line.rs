@@ -466,3 +466,17 @@ fn a_full_disk_leaves_the_old_file() {
     assert_eq!(kept, b"the old file");
     assert!(!train.status.success() && !half_written);
 }
+
+/// As with `metastate models | head -1`.
+#[test]
+fn a_reader_that_goes_away_is_no_error() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_metastate"))
+        .arg("models")
+        .stdout(writer)
+        .output()
+        .unwrap();
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && message.is_empty(), "{message}");
+}

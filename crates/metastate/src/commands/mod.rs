@@ -9,6 +9,8 @@ mod logits;
 mod models;
 mod train;
 
+use std::io::{self, Write};
+
 use crate::{Outcome, cli::Command};
 
 /// Runs a command.
@@ -26,11 +28,15 @@ pub fn run(command: Command) -> Outcome {
 }
 
 /// Prints a result on standard output: an object as JSON, or lines for people.
-#[allow(clippy::print_stdout)]
 fn report(json: bool, object: serde_json::Value, text: impl FnOnce() -> String) {
-    if json {
-        println!("{object}");
-    } else {
-        println!("{}", text());
+    let text = if json { object.to_string() } else { text() };
+    match writeln!(io::stdout(), "{text}") {
+        Ok(()) => {}
+        // A reader such as `head` has seen enough.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
+        Err(error) => {
+            eprintln!("error: standard output cannot be written: {error}");
+            std::process::exit(1);
+        }
     }
 }
