@@ -12,6 +12,7 @@ use serde::{
 };
 
 use crate::MetaState;
+pub use rwkv7_core::operator::Side;
 
 /// How the heads come together in W_oms (eq. 4, "heads are recombined").
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,16 +42,6 @@ pub enum Sse {
     HeadMixed,
     /// A learned `[N, N]` for each head instead of the state: what the layer would be without its idea.
     Learned,
-}
-
-/// Along which axis of the state x' is read (eq. 1).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Side {
-    /// `z = x' S`: x' lies in value space, z in key space, where decay and removal key act as well. The literal reading.
-    Value,
-    /// `z = S x'`, as the receptance reads.
-    Key,
 }
 
 /// Which direction of ms a token removes (eq. 3).

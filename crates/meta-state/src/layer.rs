@@ -128,9 +128,10 @@ impl MetaState {
             _ => x,
         };
         let z = match (self.config.side, &trace.states) {
-            (Side::Value, Some(states)) => operator::sse(x, states),
+            (side, Some(states)) => operator::sse(x, states, side),
             (Side::Value, None) => unreachable!("`reads_states` asks for them"),
-            (Side::Key, _) => {
+            // Without gradients that is y with another receptance.
+            (Side::Key, None) => {
                 let input = Wkv7Input {
                     r: x,
                     ..trace.input.clone()
@@ -242,8 +243,8 @@ impl SecondHalf for MetaState {
         self.diagnostics.last()
     }
 
-    fn reads_states(&self) -> bool {
-        self.config.side == Side::Value && self.config.sse != Sse::Learned
+    fn reads_states(&self, differentiated: bool) -> bool {
+        self.config.sse != Sse::Learned && (self.config.side == Side::Value || differentiated)
     }
 
     fn forward(

@@ -9,7 +9,7 @@ use std::fmt;
 
 use burn::tensor::{Device, Distribution, Tensor};
 use divan::{Bencher, counter::ItemsCount};
-use rwkv7_core::operator::{Wkv7Input, chunked, sse, wkv7, wkv7_traced};
+use rwkv7_core::operator::{Side, Wkv7Input, chunked, sse, wkv7, wkv7_traced};
 
 fn main() {
     divan::main();
@@ -99,11 +99,20 @@ fn forward_and_backward(bencher: Bencher, sizes: Sizes) {
 
 #[divan::bench(args = SIZES[..3].iter().copied(), sample_count = 10)]
 fn with_a_read(bencher: Bencher, sizes: Sizes) {
+    read(bencher, sizes, Side::Value);
+}
+
+#[divan::bench(args = SIZES[..3].iter().copied(), sample_count = 10)]
+fn with_a_read_along_the_key_side(bencher: Bencher, sizes: Sizes) {
+    read(bencher, sizes, Side::Key);
+}
+
+fn read(bencher: Bencher, sizes: Sizes, side: Side) {
     let device = Device::default().autodiff();
     let x = draw(sizes.0, -1.0, 1.0, &device).require_grad();
     time(bencher, sizes, &device, |input, s0| {
         let (y, _, trace) = wkv7_traced(input, s0);
-        divan::black_box((sse(x.clone(), &trace).sum() + y.sum()).backward());
+        divan::black_box((sse(x.clone(), &trace, side).sum() + y.sum()).backward());
     });
 }
 

@@ -30,7 +30,8 @@ pub struct Taps(Arc<Mutex<Option<Box<dyn Any + Send>>>>);
 /// The gradients that have arrived.
 pub(crate) struct Arrived<B: Backend> {
     outputs: Vec<Option<FloatTensor<B>>>,
-    /// x and dL/dz of each read of an operator's states.
+    /// For each read of an operator's states, whatever its side, what lies in value space of x and dL/dz, and what lies in
+    /// key space.
     pub reads: Vec<(FloatTensor<B>, FloatTensor<B>)>,
 }
 
@@ -69,13 +70,13 @@ impl Taps {
     /// A read's part of the backward pass, to be followed by a visit of the source.
     pub(crate) fn read<B: Backend>(
         &self,
-        x: FloatTensor<B>,
-        dz: FloatTensor<B>,
+        of_value: FloatTensor<B>,
+        of_key: FloatTensor<B>,
         source: burn::backend::autodiff::NodeId,
         grads: &mut Gradients,
     ) {
-        let zero = zero::<B>(&dz);
-        if self.arrive::<B>(|arrived| arrived.reads.push((x, dz))) {
+        let zero = zero::<B>(&of_key);
+        if self.arrive::<B>(|arrived| arrived.reads.push((of_value, of_key))) {
             grads.register::<B>(source, zero);
         }
     }

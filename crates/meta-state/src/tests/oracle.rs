@@ -198,7 +198,7 @@ fn layer(layer: &MetaState, inputs: &Inputs) -> (Tensor<3>, Tensor<4>, Tensor<4>
         input: inputs.input.clone(),
         state_before: inputs.state.clone(),
         state_after: state_after.clone(),
-        states: layer.reads_states().then_some(states),
+        states: layer.reads_states(true).then_some(states),
         rate: inputs.rate.clone(),
         rate_bias: inputs.rate_bias.clone(),
     };

@@ -28,8 +28,9 @@ pub trait SecondHalf: Module + ModuleDisplay + 'static {
     /// Name of the layer in checkpoints: its tensors are called `blocks.{i}.{NAME}.…`.
     const NAME: &'static str;
 
-    /// Whether the layer reads the states of the recurrence token by token: then the trace holds them.
-    fn reads_states(&self) -> bool {
+    /// Whether the layer reads the states of the recurrence token by token: then the trace holds them. `differentiated`
+    /// tells whether gradients will be asked for.
+    fn reads_states(&self, _differentiated: bool) -> bool {
         false
     }
 
@@ -106,7 +107,7 @@ impl<M: SecondHalf> Block<M> {
             None => x,
         };
         let h = self.ln1.forward(x.clone());
-        let traced = self.ffn.reads_states();
+        let traced = self.ffn.reads_states(h.is_autodiff());
         let (mixed, att, trace) = self.att.forward(h, value_first, span, state.att, traced);
         let x = x + mixed;
         let h = self.ln2.forward(x.clone());

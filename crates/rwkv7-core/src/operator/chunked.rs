@@ -20,7 +20,7 @@
 
 use burn::tensor::{Bool, DType, Device, Tensor};
 
-use super::Wkv7Input;
+use super::{Side, Wkv7Input};
 
 /// Tokens per chunk of short sequences.
 pub const CHUNK: usize = 16;
@@ -51,10 +51,13 @@ pub struct Trace {
 }
 
 impl Trace {
-    /// Shape `[batch, time, heads, value]`, dtype and device of a query.
-    pub(super) fn query(&self) -> ([usize; 4], DType, Device) {
-        let [batch, heads, _, _, value] = self.v.dims();
-        let shape = [batch, self.time, heads, value];
+    /// Shape, dtype and device of a query.
+    pub(super) fn query(&self, side: Side) -> ([usize; 4], DType, Device) {
+        let [batch, heads, _, _, size] = match side {
+            Side::Value => self.v.dims(),
+            Side::Key => self.k.dims(),
+        };
+        let shape = [batch, self.time, heads, size];
         (shape, self.v.dtype(), self.v.device())
     }
 }
@@ -69,21 +72,42 @@ pub fn wkv7(input: Wkv7Input, s0: Tensor<4>, chunk: usize) -> (Tensor<4>, Tensor
     (y, state)
 }
 
-/// `z_t = x_t S_t` for a traced call:
-/// `Z = e^G (X S0 + tril(X Vᵀ) Ǩ + tril(X SAᵀ) B̌)`.
-pub fn sse(x: Tensor<4>, trace: &Trace) -> Tensor<4> {
+/// The state after every token read with `x`, for a traced call:
+///
+/// ```text
+/// value side, z_t = x_t S_t:   Z = e^G (X S0 + tril(X Vᵀ) Ǩ + tril(X SAᵀ) B̌)
+/// key side,   z_t = S_t x_t:   Z = X̂ S0ᵀ + tril(X̂ Ǩᵀ) V + tril(X̂ B̌ᵀ) SA,   X̂ = X e^G
+/// ```
+pub fn sse(x: Tensor<4>, trace: &Trace, side: Side) -> Tensor<4> {
     let chunk = trace.v.dims()[3];
     let future = later_tokens(chunk, 0, &x.device());
     let x = fold(x, chunk);
-    let scores = |values: &Tensor<5>| {
-        let scores = x.clone().matmul(values.clone().transpose());
+    let scores = |x: &Tensor<5>, rows: &Tensor<5>| {
+        let scores = x.clone().matmul(rows.clone().transpose());
         let dims = scores.dims();
         scores.mask_fill(future.clone().expand(dims), 0.0)
     };
-    let z = x.clone().matmul(trace.starts.clone())
-        + scores(&trace.v).matmul(trace.k.clone())
-        + scores(&trace.sa).matmul(trace.b.clone());
-    unfold(z * trace.decay.clone(), trace.time)
+    let Trace {
+        k,
+        b,
+        v,
+        sa,
+        decay,
+        starts,
+        time,
+    } = trace.clone();
+    let z = match side {
+        Side::Value => {
+            let (with_v, with_sa) = (scores(&x, &v), scores(&x, &sa));
+            (x.matmul(starts) + with_v.matmul(k) + with_sa.matmul(b)) * decay
+        }
+        Side::Key => {
+            let x = x * decay;
+            let (with_k, with_b) = (scores(&x, &k), scores(&x, &b));
+            x.matmul(starts.transpose()) + with_k.matmul(v) + with_b.matmul(sa)
+        }
+    };
+    unfold(z, time)
 }
 
 /// `[batch, time, heads, size] -> [batch, heads, chunks, chunk, size]`; padding with zeros is a step that does nothing.

@@ -19,8 +19,8 @@
 //! | b | removal weight | κ̂ ⊙ a | `[batch, time, heads, key]` |
 //! | S0 | state before the first token | carried | `[batch, heads, value, key]` |
 //!
-//! Every later read of the states, [`sse`], asks the other way round: `z_t = x_t S_t` for queries `x` that are known only
-//! after y.
+//! Every later read of the states, [`sse`], is of queries `x` that are known only after y: `z_t = S_t x_t`, as y reads, or
+//! the other way round, `z_t = x_t S_t`; see [`Side`].
 //!
 //! Three forms compute it. [`oracle`], token by token, is what the others are tested against. [`chunked`] does the same with
 //! matrix products over chunks of tokens, in plain tensor operations. The third is a custom operation with hand-written
@@ -43,6 +43,7 @@ mod tests;
 use std::sync::OnceLock;
 
 use burn::tensor::{DType, Device, FloatDType, Tensor};
+use serde::{Deserialize, Serialize};
 
 /// Inputs of the operator, shapes as in the [module documentation](self).
 #[derive(Clone, Debug)]
@@ -85,6 +86,17 @@ impl Wkv7Input {
             b: f(self.b),
         }
     }
+}
+
+/// Along which axis of the state a query is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Side {
+    /// `z = x S`: x lies in value space, z in key space, where decay and removal key act as well. Eq. 1 of Meta-State as it
+    /// is written.
+    Value,
+    /// `z = S x`: x lies in key space, as the receptance does, and z in value space.
+    Key,
 }
 
 /// What [`wkv7_traced`] leaves for reads of the states it went through.
@@ -232,7 +244,12 @@ pub fn wkv7_traced(input: Wkv7Input, s0: Tensor<4>) -> (Tensor<4>, Tensor<4>, Tr
     (narrow(y, dtype), state, Trace(form))
 }
 
-/// Reads the state after every token: `z_t = x_t S_t`, `[batch, time, heads, key]`, for `x [batch, time, heads, value]`.
+/// Reads the state after every token.
+///
+/// | side | | `x` | result |
+/// |---|---|---|---|
+/// | value | `z_t = x_t S_t` | `[batch, time, heads, value]` | `[batch, time, heads, key]` |
+/// | key | `z_t = S_t x_t` | `[batch, time, heads, key]` | `[batch, time, heads, value]` |
 ///
 /// The Self-State Encoder of Meta-State (arXiv 2504.08247, eq. 1) before its nonlinearity. Computed in the dtype of the
 /// traced call, returned in that of `x`. Gradients flow into `x` and, through the trace, into every input of the traced
@@ -241,9 +258,9 @@ pub fn wkv7_traced(input: Wkv7Input, s0: Tensor<4>) -> (Tensor<4>, Tensor<4>, Tr
 /// # Panics
 ///
 /// If shape, dtype or device of `x` do not fit the traced call.
-pub fn sse(x: Tensor<4>, trace: &Trace) -> Tensor<4> {
+pub fn sse(x: Tensor<4>, trace: &Trace, side: Side) -> Tensor<4> {
     let dtype = x.dtype();
-    let (expected, inner, device) = trace.query();
+    let (expected, inner, device) = trace.query(side);
     let found = x.dims();
     assert!(
         found == expected,
@@ -260,25 +277,32 @@ pub fn sse(x: Tensor<4>, trace: &Trace) -> Tensor<4> {
         "sse: x is {dtype:?}, the traced call computed in {inner:?}; f64 goes with f64 only"
     );
     let z = match &trace.0 {
-        Form::Custom(trace) => backend::sse(x, trace),
-        Form::Chunked(trace) => chunked::sse(x, trace),
-        Form::Oracle(states) => oracle::sse(x, states),
+        Form::Custom(trace) => backend::sse(x, trace, side),
+        Form::Chunked(trace) => chunked::sse(x, trace, side),
+        Form::Oracle(states) => oracle::sse(x, states, side),
     };
     narrow(z, dtype)
 }
 
 impl Trace {
-    /// Shape `[batch, time, heads, value]`, dtype and device of a query.
-    fn query(&self) -> ([usize; 4], DType, Device) {
+    /// Shape, dtype and device of a query.
+    fn query(&self, side: Side) -> ([usize; 4], DType, Device) {
         match &self.0 {
             Form::Custom(trace) => {
-                let v = &trace.input.v;
-                (v.dims(), v.dtype(), v.device())
+                let like = match side {
+                    Side::Value => &trace.input.v,
+                    Side::Key => &trace.input.k,
+                };
+                (like.dims(), like.dtype(), like.device())
             }
-            Form::Chunked(trace) => trace.query(),
+            Form::Chunked(trace) => trace.query(side),
             Form::Oracle(states) => {
-                let [batch, time, heads, value, _] = states.dims();
-                let shape = [batch, time, heads, value];
+                let [batch, time, heads, value, key] = states.dims();
+                let size = match side {
+                    Side::Value => value,
+                    Side::Key => key,
+                };
+                let shape = [batch, time, heads, size];
                 (shape, states.dtype(), states.device())
             }
         }

@@ -2,7 +2,7 @@
 
 use burn::tensor::Tensor;
 
-use super::Wkv7Input;
+use super::{Side, Wkv7Input};
 
 /// The recurrence of the [module](super), one token at a time; differentiable by autodiff.
 pub fn wkv7(input: Wkv7Input, s0: Tensor<4>) -> (Tensor<4>, Tensor<4>) {
@@ -16,11 +16,13 @@ pub fn wkv7_traced(input: Wkv7Input, s0: Tensor<4>) -> (Tensor<4>, Tensor<4>, Te
     (y, state, Tensor::cat(states, 1))
 }
 
-/// `z_t = x_t S_t` for the states of [`wkv7_traced`].
-pub fn sse(x: Tensor<4>, states: &Tensor<5>) -> Tensor<4> {
-    x.unsqueeze_dim::<5>(3)
-        .matmul(states.clone())
-        .squeeze_dim(3)
+/// `z_t = x_t S_t` or `z_t = S_t x_t` for the states of [`wkv7_traced`].
+pub fn sse(x: Tensor<4>, states: &Tensor<5>, side: Side) -> Tensor<4> {
+    let states = match side {
+        Side::Value => states.clone(),
+        Side::Key => states.clone().transpose(),
+    };
+    x.unsqueeze_dim::<5>(3).matmul(states).squeeze_dim(3)
 }
 
 fn run(input: Wkv7Input, s0: Tensor<4>, keep: bool) -> (Tensor<4>, Tensor<4>, Vec<Tensor<5>>) {

@@ -6,17 +6,20 @@ mod scalar;
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
-use super::{Wkv7Input, chunked, oracle, sse, widen, wkv7, wkv7_traced};
+use super::{Side, Wkv7Input, chunked, oracle, sse, widen, wkv7, wkv7_traced};
 
 const NAMES: [&str; 8] = ["r", "log_w", "k", "v", "a", "b", "s0", "x"];
 
 /// r, log_w, k, v, a, b `[batch, time, heads, size]`, S0 `[batch, heads, size, size]` and queries x
-/// `[batch, time, heads, size]`, in row-major order.
+/// `[batch, time, heads, size]`, in row-major order, and the side that these are read on.
 #[derive(Clone)]
 struct Case {
     dims: [usize; 4],
     values: [Vec<f64>; 8],
+    side: Side,
 }
+
+const SIDES: [Side; 2] = [Side::Value, Side::Key];
 
 /// How the keys of a case are drawn.
 #[derive(Clone, Copy, PartialEq)]
@@ -100,6 +103,15 @@ impl Case {
         Self {
             dims,
             values: [r, log_w, k, v, a, b, s0, x],
+            side: Side::Value,
+        }
+    }
+
+    /// The same with queries for this side.
+    fn on(&self, side: Side) -> Self {
+        Self {
+            side,
+            ..self.clone()
         }
     }
 
@@ -127,36 +139,36 @@ impl Case {
 }
 
 /// y, S and z.
-type Operator<'a> = &'a dyn Fn(Wkv7Input, Tensor<4>, Tensor<4>) -> [Tensor<4>; 3];
+type Operator<'a> = &'a dyn Fn(Wkv7Input, Tensor<4>, (Tensor<4>, Side)) -> [Tensor<4>; 3];
 
 /// What users call: the custom operation where there is one.
-fn public(input: Wkv7Input, s0: Tensor<4>, x: Tensor<4>) -> [Tensor<4>; 3] {
+fn public(input: Wkv7Input, s0: Tensor<4>, (x, side): (Tensor<4>, Side)) -> [Tensor<4>; 3] {
     let (y, state, trace) = wkv7_traced(input, s0);
-    [y, state, sse(x, &trace)]
+    [y, state, sse(x, &trace, side)]
 }
 
 /// As [`public`], but y and S come from the call that leaves no trace.
-fn untraced(input: Wkv7Input, s0: Tensor<4>, x: Tensor<4>) -> [Tensor<4>; 3] {
+fn untraced(input: Wkv7Input, s0: Tensor<4>, (x, side): (Tensor<4>, Side)) -> [Tensor<4>; 3] {
     let (y, state) = wkv7(input.clone(), s0.clone());
     let (_, _, trace) = wkv7_traced(input, s0);
-    [y, state, sse(x, &trace)]
+    [y, state, sse(x, &trace, side)]
 }
 
 /// As [`untraced`], with the removal key in f32, as the layers make it.
-fn wide_keys(input: Wkv7Input, s0: Tensor<4>, x: Tensor<4>) -> [Tensor<4>; 3] {
+fn wide_keys(input: Wkv7Input, s0: Tensor<4>, query: (Tensor<4>, Side)) -> [Tensor<4>; 3] {
     let [a, b] = [input.a, input.b].map(widen);
-    untraced(Wkv7Input { a, b, ..input }, s0, x)
+    untraced(Wkv7Input { a, b, ..input }, s0, query)
 }
 
-fn by_oracle(input: Wkv7Input, s0: Tensor<4>, x: Tensor<4>) -> [Tensor<4>; 3] {
+fn by_oracle(input: Wkv7Input, s0: Tensor<4>, (x, side): (Tensor<4>, Side)) -> [Tensor<4>; 3] {
     let (y, state, states) = oracle::wkv7_traced(input, s0);
-    [y, state, oracle::sse(x, &states)]
+    [y, state, oracle::sse(x, &states, side)]
 }
 
-fn by_chunks(chunk: usize) -> impl Fn(Wkv7Input, Tensor<4>, Tensor<4>) -> [Tensor<4>; 3] {
-    move |input, s0, x| {
+fn by_chunks(chunk: usize) -> impl Fn(Wkv7Input, Tensor<4>, (Tensor<4>, Side)) -> [Tensor<4>; 3] {
+    move |input, s0, (x, side)| {
         let (y, state, trace) = chunked::wkv7_traced(input, s0, chunk);
-        [y, state, chunked::sse(x, &trace)]
+        [y, state, chunked::sse(x, &trace, side)]
     }
 }
 
@@ -171,9 +183,9 @@ fn input([r, log_w, k, v, a, b]: [Tensor<4>; 6]) -> Wkv7Input {
     }
 }
 
-fn call(operator: Operator, tensors: [Tensor<4>; 8]) -> [Tensor<4>; 3] {
+fn call(operator: Operator, tensors: [Tensor<4>; 8], side: Side) -> [Tensor<4>; 3] {
     let [r, log_w, k, v, a, b, s0, x] = tensors;
-    operator(input([r, log_w, k, v, a, b]), s0, x)
+    operator(input([r, log_w, k, v, a, b]), s0, (x, side))
 }
 
 fn values(x: Tensor<4>) -> Vec<f64> {
@@ -187,7 +199,7 @@ type Results = Vec<(String, Vec<f64>)>;
 fn run(operator: Operator, case: &Case, dtype: DType) -> Results {
     let device = Device::default().autodiff();
     let inputs = case.tensors(dtype, &device).map(Tensor::require_grad);
-    let outputs = call(operator, inputs.clone());
+    let outputs = call(operator, inputs.clone(), case.side);
     let weighted = outputs.iter().zip(case.output_gradients()).map(|(x, d)| {
         let d = Tensor::from_data(TensorData::new(d, x.dims()), (&device, x.dtype()));
         (x.clone() * d).cast(DType::F32).sum()
@@ -252,6 +264,7 @@ fn golden_values() {
             vec![0.1, -0.2, 0.3, 0.4],
             vec![0.0; 6],
         ],
+        side: Side::Value,
     };
     let dw = [
         -0.207179903,
@@ -363,7 +376,7 @@ fn golden_values() {
     for (form, operator) in forms {
         let device = Device::default().autodiff();
         let inputs = case.tensors(DType::F32, &device).map(Tensor::require_grad);
-        let [y, state, _] = call(operator, inputs.clone());
+        let [y, state, _] = call(operator, inputs.clone(), case.side);
         let weigh = |x: &Tensor<4>, d: &Vec<f64>| {
             let d = TensorData::new(d.clone(), x.dims());
             (x.clone() * Tensor::from_data(d, (&device, DType::F32))).sum()
@@ -388,6 +401,12 @@ fn golden_values() {
 #[test]
 fn the_scalar_loop_agrees_with_finite_differences() {
     let case = Case::random([1, 9, 2, 4], 11, Decay::Mixed, Rate::Random, Keys::Random);
+    for side in SIDES {
+        gradients_are_slopes(&case.on(side));
+    }
+}
+
+fn gradients_are_slopes(case: &Case) {
     let weights = case.output_gradients();
     let loss = |case: &Case| -> f64 {
         let results = scalar::run(case, &weights);
@@ -397,7 +416,7 @@ fn the_scalar_loop_agrees_with_finite_differences() {
         });
         sums.sum()
     };
-    let found = scalar::run(&case, &weights);
+    let found = scalar::run(case, &weights);
     for (i, name) in NAMES.iter().enumerate() {
         let gradient = &found[3 + i].1;
         for (j, &found) in gradient.iter().enumerate() {
@@ -419,24 +438,28 @@ fn the_scalar_loop_agrees_with_finite_differences() {
 #[test]
 fn tensor_forms_agree_with_the_scalar_loop_in_f64() {
     let case = Case::random([2, 19, 2, 4], 12, Decay::Mixed, Rate::Random, Keys::Random);
-    let expected = scalar::run(&case, &case.output_gradients());
     let forms: [(&str, Operator); 3] = [
         ("oracle", &by_oracle),
         ("chunked", &by_chunks(8)),
         ("public", &public),
     ];
-    for (form, operator) in forms {
-        let found = run(operator, &case, DType::F64);
-        assert_close(&found, &expected, (1e-7, 1e-7), form);
+    for case in SIDES.map(|side| case.on(side)) {
+        let expected = scalar::run(&case, &case.output_gradients());
+        for (form, operator) in forms {
+            let found = run(operator, &case, DType::F64);
+            assert_close(&found, &expected, (1e-7, 1e-7), form);
+        }
     }
 }
 
-/// Compares a form with the scalar loop in f32.
+/// Compares a form with the scalar loop in f32, both sides.
 fn compare(operator: Operator, case: &Case, what: &str) {
-    let expected = scalar::run(case, &case.output_gradients());
-    let found = run(operator, case, DType::F32);
-    let what = format!("{what}, {:?}", case.dims);
-    assert_close(&found, &expected, LIMITS, &what);
+    for case in SIDES.map(|side| case.on(side)) {
+        let expected = scalar::run(&case, &case.output_gradients());
+        let found = run(operator, &case, DType::F32);
+        let what = format!("{what}, {:?}, {:?} side", case.dims, case.side);
+        assert_close(&found, &expected, LIMITS, &what);
+    }
 }
 
 const LENGTHS: [usize; 6] = [1, 15, 16, 17, 64, 200];
@@ -568,16 +591,20 @@ fn custom_operation_in_half_precision() {
                 values(Tensor::from_data(data, (&Device::default(), dtype)))
             };
             let [dy, d_state, dz] = case.output_gradients();
-            let expected = scalar::run(&case, &[round(dy), d_state, round(dz)]);
+            let weights = [round(dy), d_state, round(dz)];
             let forms: [(&str, Operator); 3] = [
                 ("traced", &public),
                 ("untraced", &untraced),
                 ("untraced, a and b in f32", &wide_keys),
             ];
-            for (form, operator) in forms {
-                let found = run(operator, &case, dtype);
-                let what = format!("{form} {dtype:?} {dims:?}");
-                assert_close(&found, &expected, (5e-3, 5e-3), &what);
+            for case in SIDES.map(|side| case.on(side)) {
+                let expected = scalar::run(&case, &weights);
+                for (form, operator) in forms {
+                    let found = run(operator, &case, dtype);
+                    let what = format!("{form} {dtype:?} {dims:?} {:?} side", case.side);
+                    // A gradient is rounded in both calls and in their sum: bf16 keeps it to 2⁻⁹ each time.
+                    assert_close(&found, &expected, (5e-3, 6e-3), &what);
+                }
             }
         }
     }
@@ -589,16 +616,17 @@ fn custom_operation_any_output_alone() {
     let case = Case::random([2, 21, 2, 16], 4, Decay::Mixed, Rate::Random, Keys::Random);
     let weights = case.output_gradients();
     let device = Device::default().autodiff();
-    for used in 0..3 {
+    let read = [case.on(Side::Value), case.on(Side::Key)];
+    for (used, case) in [(0, &case), (1, &case), (2, &read[0]), (2, &read[1])] {
         let mut only = weights.clone();
         for (i, weights) in only.iter_mut().enumerate() {
             if i != used {
                 weights.fill(0.0);
             }
         }
-        let expected = scalar::run(&case, &only);
+        let expected = scalar::run(case, &only);
         let inputs = case.tensors(DType::F32, &device).map(Tensor::require_grad);
-        let output = call(&public, inputs.clone())[used].clone();
+        let output = call(&public, inputs.clone(), case.side)[used].clone();
         let d = TensorData::new(weights[used].clone(), output.dims());
         let grads = (output * Tensor::from_data(d, (&device, DType::F32)))
             .sum()
@@ -621,7 +649,7 @@ fn slow_device() -> Device {
     Device::default()
 }
 
-/// As in Meta-State, where the query is made of y; and the states may be read more than once.
+/// As in Meta-State, where the query is made of y; and the states may be read more than once, on both sides.
 #[test]
 fn custom_operation_reads_with_queries_from_y() {
     let case = Case::random([2, 33, 2, 16], 6, Decay::Mixed, Rate::Random, Keys::Random);
@@ -639,14 +667,14 @@ fn custom_operation_reads_with_queries_from_y() {
     };
     let found = gradients(Device::default(), &|input, s0, x, weight| {
         let (y, _, trace) = wkv7_traced(input, s0);
-        let z = sse(y * x.clone(), &trace);
-        let again = sse(z.clone() + x, &trace);
+        let z = sse(y * x.clone(), &trace, Side::Value);
+        let again = sse(z.clone() + x, &trace, Side::Key);
         (z * weight.clone()) + again * weight
     });
     let expected = gradients(slow_device(), &|input, s0, x, weight| {
         let (y, _, states) = oracle::wkv7_traced(input, s0);
-        let z = oracle::sse(y * x.clone(), &states);
-        let again = oracle::sse(z.clone() + x, &states);
+        let z = oracle::sse(y * x.clone(), &states, Side::Value);
+        let again = oracle::sse(z.clone() + x, &states, Side::Key);
         (z * weight.clone()) + again * weight
     });
     for ((name, found), expected) in NAMES.iter().zip(found).zip(expected) {
@@ -664,7 +692,7 @@ fn custom_operation_with_constants() {
     for tracked in [0, 3, 6, 7] {
         let mut inputs = case.tensors(DType::F32, &device);
         inputs[tracked] = inputs[tracked].clone().require_grad();
-        let [y, state, z] = call(&public, inputs.clone());
+        let [y, state, z] = call(&public, inputs.clone(), case.side);
         let grads = (y.sum() + state.sum() + z.sum()).backward();
         let found = values(inputs[tracked].grad(&grads).unwrap());
         let error = relative_error(&found, &expected[3 + tracked].1);
@@ -705,7 +733,7 @@ fn a_wrong_dtype_is_named() {
 fn a_query_of_a_wrong_dtype_is_named() {
     let [r, log_w, k, v, a, b, s0, x] = small();
     let (_, _, trace) = wkv7_traced(input([r, log_w, k, v, a, b]), s0);
-    sse(x.cast(DType::F64), &trace);
+    sse(x.cast(DType::F64), &trace, Side::Value);
 }
 
 #[test]
@@ -722,5 +750,5 @@ fn an_empty_batch_is_refused() {
 fn a_wrong_query_is_named() {
     let [r, log_w, k, v, a, b, s0, x] = small();
     let (_, _, trace) = wkv7_traced(input([r, log_w, k, v, a, b]), s0);
-    sse(x.narrow(3, 0, 8), &trace);
+    sse(x.narrow(3, 0, 8), &trace, Side::Value);
 }

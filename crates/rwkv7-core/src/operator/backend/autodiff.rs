@@ -16,7 +16,7 @@ use burn::{
 };
 
 use super::{TokenTensors, Wkv7Ops};
-use crate::taps::Taps;
+use crate::{operator::Side, taps::Taps};
 
 /// Outputs of the operation.
 const Y: usize = 0;
@@ -114,6 +114,8 @@ struct ReadState<B: Backend> {
     x: NodeId,
     input: TokenTensors<B>,
     s0: FloatTensor<B>,
+    starts: FloatTensor<B>,
+    side: Side,
     taps: Taps,
 }
 
@@ -127,15 +129,26 @@ impl<B: Wkv7Ops> Backward<B, 2> for Read {
         checkpointer: &mut Checkpointer,
     ) {
         let dz = grads.consume::<B>(&ops.node);
-        let ReadState { x, input, s0, taps } = ops.state;
+        let ReadState {
+            x,
+            input,
+            s0,
+            starts,
+            side,
+            taps,
+        } = ops.state;
         let x = checkpointer.retrieve_node_output::<FloatTensor<B>>(x);
         let [query, source] = ops.parents;
+        // The gradient of a read is a read of the other side, and the gradient of the state the same for both.
+        let (back, of_value, of_key) = match side {
+            Side::Value => (Side::Key, x, dz.clone()),
+            Side::Key => (Side::Value, dz.clone(), x),
+        };
         if let Some(source) = source {
-            taps.read::<B>(x, dz.clone(), source.id, grads);
+            taps.read::<B>(of_value, of_key, source.id, grads);
         }
         if let Some(query) = query {
-            // z_t = x_t S_t, so dx_t = S_t dz_t: what y is with dz in place of r.
-            let (dx, _) = B::wkv7_forward(TokenTensors { r: dz, ..input }, s0);
+            let dx = B::wkv7_read(dz, input, s0, starts, back, Taps::default());
             grads.register::<B>(query.id, dx);
         }
     }
@@ -209,15 +222,16 @@ impl<B: Wkv7Ops, C: CheckpointStrategy> Wkv7Ops for Autodiff<B, C> {
         input: TokenTensors<Self>,
         s0: FloatTensor<Self>,
         starts: FloatTensor<Self>,
+        side: Side,
         taps: Taps,
     ) -> FloatTensor<Self> {
         let guards = [x.node(), starts.node()];
         let input = inner(input);
         let s0 = s0.into_primitive();
+        let starts = starts.into_primitive();
         let read = |x: &FloatTensor<Self>, taps| {
             let x = x.primitive().clone();
-            let starts = starts.primitive().clone();
-            B::wkv7_read(x, input.clone(), s0.clone(), starts, taps)
+            B::wkv7_read(x, input.clone(), s0.clone(), starts.clone(), side, taps)
         };
         match Read.prepare::<C>(guards).compute_bound().stateful() {
             OpsKind::UnTracked(prep) => prep.finish(read(&x, taps)),
@@ -228,6 +242,8 @@ impl<B: Wkv7Ops, C: CheckpointStrategy> Wkv7Ops for Autodiff<B, C> {
                     x: id,
                     input,
                     s0,
+                    starts,
+                    side,
                     taps,
                 };
                 prep.finish(saved, z)

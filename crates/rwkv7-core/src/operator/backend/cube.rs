@@ -15,6 +15,7 @@ use cubecl::{
 use super::{CHUNK, TokenTensors, Wkv7Ops};
 use crate::{
     operator::{
+        Side,
         gpu::{self, Dims, LaunchError},
         packed_is_asked,
     },
@@ -65,10 +66,14 @@ impl Wkv7Ops for CubeBackend {
     fn wkv7_read(
         x: FloatTensor<Self>,
         input: TokenTensors<Self>,
-        _s0: FloatTensor<Self>,
+        s0: FloatTensor<Self>,
         starts: FloatTensor<Self>,
+        side: Side,
         _taps: Taps,
     ) -> FloatTensor<Self> {
+        if side == Side::Key {
+            return Self::wkv7_forward(TokenTensors { r: x, ..input }, s0).0;
+        }
         let call = Call::new(input);
         let keys = call.pack(call.key_tensors(None));
         let values = call.pack(vec![kernel::into_contiguous(x), call.input.v.clone()]);

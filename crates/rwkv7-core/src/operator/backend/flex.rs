@@ -5,7 +5,10 @@ use burn::backend::{Flex, TensorMetadata, flex::FlexTensor, tensor::FloatTensor}
 use super::{TokenTensors, Wkv7Ops};
 use crate::{
     flex::{floats, tensor},
-    operator::cpu::{self, DEFAULT_CHUNK, Dims, Gradients, Inputs, Query},
+    operator::{
+        Side,
+        cpu::{self, DEFAULT_CHUNK, Dims, Gradients, Inputs, Query},
+    },
     taps::Taps,
 };
 
@@ -31,10 +34,14 @@ impl Wkv7Ops for Flex {
     fn wkv7_read(
         x: FloatTensor<Self>,
         input: TokenTensors<Self>,
-        _s0: FloatTensor<Self>,
+        s0: FloatTensor<Self>,
         starts: FloatTensor<Self>,
+        side: Side,
         _taps: Taps,
     ) -> FloatTensor<Self> {
+        if side == Side::Key {
+            return Self::wkv7_forward(TokenTensors { r: x, ..input }, s0).0;
+        }
         let (dims, input) = prepare(input);
         let x = x.to_contiguous();
         let mut z = vec![0.0; dims.keys()];

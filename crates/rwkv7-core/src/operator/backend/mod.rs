@@ -16,7 +16,7 @@ use burn::backend::DispatchDevice;
 #[cfg(feature = "gpu")]
 use burn::backend::fusion::custom::TensorSpec;
 
-use super::Wkv7Input;
+use super::{Side, Wkv7Input};
 use crate::taps::Taps;
 
 /// Tokens between the states that a GPU keeps for the backward pass and for reads of the states.
@@ -69,7 +69,7 @@ pub trait Wkv7Ops: Backend {
         taps: Taps,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
 
-    /// `z_t = x_t S_t` for queries `x [batch, time, heads, value]`.
+    /// `z_t = x_t S_t` for queries `x [batch, time, heads, value]`, or `z_t = S_t x_t` for `x [batch, time, heads, key]`.
     #[allow(unused_variables)] // as above
     #[fusion(meta = read_meta)]
     fn wkv7_read(
@@ -77,6 +77,7 @@ pub trait Wkv7Ops: Backend {
         #[extension_type] input: TokenTensors<Self>,
         s0: FloatTensor<Self>,
         starts: FloatTensor<Self>,
+        side: Side,
         taps: Taps,
     ) -> FloatTensor<Self>;
 
@@ -89,7 +90,8 @@ pub trait Wkv7Ops: Backend {
         d_state: FloatTensor<Self>,
     ) -> (TokenTensors<Self>, FloatTensor<Self>);
 
-    /// [`wkv7_backward`](Self::wkv7_backward) of a call whose states were also read with `x`, and that read's `dL/dz`.
+    /// [`wkv7_backward`](Self::wkv7_backward) of a call whose states were also read with `x` on the value side, and that
+    /// read's `dL/dz`. On the key side the two change places: either read adds `xᵀ dz` to the gradient of the state.
     #[fusion(meta = read_backward_meta)]
     fn wkv7_read_backward(
         #[extension_type] input: TokenTensors<Self>,
@@ -158,13 +160,14 @@ pub(super) fn wkv7_traced(input: Wkv7Input, s0: Tensor<4>) -> (Tensor<4>, Tensor
     )
 }
 
-pub(super) fn sse(x: Tensor<4>, trace: &Trace) -> Tensor<4> {
+pub(super) fn sse(x: Tensor<4>, trace: &Trace, side: Side) -> Tensor<4> {
     let trace = trace.clone();
     Tensor::from_dispatch(Dispatch::wkv7_read(
         x.into_dispatch(),
         trace.input.into(),
         trace.s0.into_dispatch(),
         trace.starts.into_dispatch(),
+        side,
         trace.taps,
     ))
 }
@@ -215,9 +218,13 @@ fn read_meta(
     input: &TokenTensorsMetadata,
     _s0: &TensorSpec,
     _starts: &TensorSpec,
+    side: &Side,
     _taps: &Taps,
 ) -> TensorSpec {
-    input.k.clone()
+    match side {
+        Side::Value => input.k.clone(),
+        Side::Key => input.v.clone(),
+    }
 }
 
 #[cfg(feature = "gpu")]

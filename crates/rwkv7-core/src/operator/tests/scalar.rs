@@ -1,7 +1,7 @@
 //! The operator, the read of its states and all gradients as loops over scalars in f64: reference `rwkv7.md` 4.1 and 4.2
 //! and `growth-and-evaluation.md` D, one head at a time.
 
-use super::{Case, NAMES, Results};
+use super::{Case, NAMES, Results, Side};
 
 /// y, S, z, and the gradients by all eight inputs, for the gradients `[dy, ds, dz]` of the outputs.
 pub fn run(case: &Case, [dy, ds, dz]: &[Vec<f64>; 3]) -> Results {
@@ -27,7 +27,8 @@ pub fn run(case: &Case, [dy, ds, dz]: &[Vec<f64>; 3]) -> Results {
                     let kept = s[i * n + j] * log_w[t + j].exp();
                     s[i * n + j] = kept + sa[i] * b[t + j] + v[t + i] * k[t + j];
                     y[t + i] += s[i * n + j] * r[t + j];
-                    z[t + j] += x[t + i] * s[i * n + j];
+                    let (from, to) = read(case.side, i, j);
+                    z[t + to] += x[t + from] * s[i * n + j];
                 }
             }
             removed.push(sa);
@@ -45,9 +46,10 @@ pub fn run(case: &Case, [dy, ds, dz]: &[Vec<f64>; 3]) -> Results {
                 for j in 0..n {
                     let new = old[i * n + j] * w[j] + sa[i] * b[t + j] + v[t + i] * k[t + j];
                     let gij = &mut g[i * n + j];
-                    *gij += dy[t + i] * r[t + j] + x[t + i] * dz[t + j];
+                    let (from, to) = read(case.side, i, j);
+                    *gij += dy[t + i] * r[t + j] + x[t + from] * dz[t + to];
                     dr[t + j] += new * dy[t + i];
-                    dx[t + i] += new * dz[t + j];
+                    dx[t + from] += new * dz[t + to];
                     dlog_w[t + j] += *gij * old[i * n + j] * w[j];
                     dk[t + j] += *gij * v[t + i];
                     dv[t + i] += *gij * k[t + j];
@@ -67,4 +69,12 @@ pub fn run(case: &Case, [dy, ds, dz]: &[Vec<f64>; 3]) -> Results {
     let outputs = [("y".into(), y), ("state".into(), state), ("z".into(), z)];
     let gradients = NAMES.iter().map(|name| format!("d{name}")).zip(gradients);
     outputs.into_iter().chain(gradients).collect()
+}
+
+/// Where the entry at row `i` and column `j` of the state leads a query from and to.
+fn read(side: Side, i: usize, j: usize) -> (usize, usize) {
+    match side {
+        Side::Value => (i, j),
+        Side::Key => (j, i),
+    }
 }
