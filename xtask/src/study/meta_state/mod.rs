@@ -65,6 +65,7 @@ fn plan(out: &Path, seeds: u64) -> Vec<Run> {
                     }
                     let seed = format!("seed={seed}");
                     let settings = variant.settings.iter().chain(further).copied();
+                    let settings = settings.chain(variant.diagnostics());
                     let settings = settings.chain([seed.as_str()]).map(String::from).collect();
                     runs.push(Run::new(out, recipe, name, settings));
                 }
@@ -136,13 +137,13 @@ mod tests {
         let count = |part: &str| runs.iter().filter(|run| run.name.contains(part)).count();
         assert_eq!(
             (count("/rwkv7/"), count("/paper/"), count("/l2/")),
-            (6, 12, 6)
+            (6, 12, 9)
         );
 
         let name = "reverse/same-parameters/learned/1";
         let run = runs.iter().find(|run| run.name == name);
         let settings = run.map(|run| run.settings.join(" "));
-        let expected = r#"arch=meta-state model.meta_state=practical model.meta_state.removal="time-mix" model.meta_state.side="value" model.meta_state.sse="learned" diagnostics=true model.n_layer=4 model.decay_rank=24 model.in_context_rank=24 model.value_rank=24 model.gate_rank=24 seed=1"#;
+        let expected = r#"arch=meta-state model.meta_state=practical model.meta_state.removal="time-mix" model.meta_state.side="value" model.meta_state.sse="learned" model.n_layer=4 model.decay_rank=24 model.in_context_rank=24 model.value_rank=24 model.gate_rank=24 diagnostics=true seed=1"#;
         assert_eq!(settings.as_deref(), Some(expected));
     }
 

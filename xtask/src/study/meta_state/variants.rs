@@ -60,6 +60,12 @@ impl Variant {
         }
     }
 
+    /// What a Meta-State run is given besides: RWKV-7 has no such diagnostics.
+    pub fn diagnostics(&self) -> Option<&'static str> {
+        let is_meta_state = self.settings.contains(&META_STATE);
+        is_meta_state.then_some("diagnostics=true")
+    }
+
     /// The folder of its runs in that of the study. Without further settings it is the one at equal size.
     pub fn folder(&self, recipe: Recipe, scale: Scale) -> Option<String> {
         let scale = match self.further_settings(recipe, scale)? {
@@ -71,7 +77,6 @@ impl Variant {
 }
 
 const META_STATE: &str = "arch=meta-state";
-const DIAGNOSTICS: &str = "diagnostics=true";
 const PAPER: &str = "model.meta_state=paper";
 const PRACTICAL: &str = "model.meta_state=practical";
 const TIME_MIX_KEY: &str = r#"model.meta_state.removal="time-mix""#;
@@ -118,7 +123,7 @@ pub const VARIANTS: &[Variant] = &[
     ),
     main(
         "paper",
-        &[META_STATE, PAPER, DIAGNOSTICS],
+        &[META_STATE, PAPER],
         "Meta-State, the equations read literally, one W_oms for all heads",
         Enlarged {
             reverse: Some(&[
@@ -133,20 +138,20 @@ pub const VARIANTS: &[Variant] = &[
     ),
     main(
         "practical",
-        &[META_STATE, PRACTICAL, DIAGNOSTICS],
+        &[META_STATE, PRACTICAL],
         "a W_oms for each head, the state read along its key side, z itself as removal key, a soft norm: z times 1/16, \
          epsilon 1",
         DEEPER,
     ),
     main(
         "time-mix-key",
-        &[META_STATE, PRACTICAL, TIME_MIX_KEY, DIAGNOSTICS],
+        &[META_STATE, PRACTICAL, TIME_MIX_KEY],
         "practical with the removal key of time mixing, as in eq. 3",
         DEEPER,
     ),
     main(
         "value-side",
-        &[META_STATE, PRACTICAL, TIME_MIX_KEY, VALUE_SIDE, DIAGNOSTICS],
+        &[META_STATE, PRACTICAL, TIME_MIX_KEY, VALUE_SIDE],
         "time-mix-key, the state read along the axis that eq. 1 has",
         DEEPER,
     ),
@@ -158,7 +163,6 @@ pub const VARIANTS: &[Variant] = &[
             TIME_MIX_KEY,
             VALUE_SIDE,
             r#"model.meta_state.sse="learned""#,
-            DIAGNOSTICS,
         ],
         "value-side with a learned matrix in the place of the state",
         DEEPER,
@@ -174,24 +178,19 @@ pub const VARIANTS: &[Variant] = &[
     ),
     option(
         "practical-shift",
-        &[
-            META_STATE,
-            PRACTICAL,
-            "model.meta_state.token_shift=true",
-            DIAGNOSTICS,
-        ],
+        &[META_STATE, PRACTICAL, "model.meta_state.token_shift=true"],
         "practical with token shift",
         TEXT,
     ),
     option(
         "practical-value-side",
-        &[META_STATE, PRACTICAL, VALUE_SIDE, DIAGNOSTICS],
+        &[META_STATE, PRACTICAL, VALUE_SIDE],
         "practical, the state read along the axis that eq. 1 has",
         TEXT,
     ),
     option(
         "per-head",
-        &[META_STATE, PAPER, PER_HEAD, DIAGNOSTICS],
+        &[META_STATE, PAPER, PER_HEAD],
         "paper with a W_oms for each head",
         TEXT,
     ),
@@ -204,7 +203,7 @@ pub const VARIANTS: &[Variant] = &[
             r#"model.meta_state.sse="learned""#,
         ],
         "per-head with a learned matrix in the place of the state",
-        NONE,
+        TEXT,
     ),
     option(
         "self-key",
@@ -213,22 +212,15 @@ pub const VARIANTS: &[Variant] = &[
             PAPER,
             PER_HEAD,
             r#"model.meta_state.removal="self""#,
-            DIAGNOSTICS,
         ],
         "per-head, z itself is the removal key",
         TEXT,
     ),
     option(
         "centered",
-        &[
-            META_STATE,
-            PAPER,
-            PER_HEAD,
-            "model.meta_state.center=true",
-            DIAGNOSTICS,
-        ],
+        &[META_STATE, PAPER, PER_HEAD, "model.meta_state.center=true"],
         "per-head, z without its mean",
-        NONE,
+        TEXT,
     ),
     option(
         "shift",
@@ -250,7 +242,7 @@ pub const VARIANTS: &[Variant] = &[
             "model.meta_state.norm_affine=true",
         ],
         "per-head, the layer norm with scale and shift",
-        NONE,
+        TEXT,
     ),
     option(
         "l2",
@@ -259,10 +251,9 @@ pub const VARIANTS: &[Variant] = &[
             PAPER,
             PER_HEAD,
             r#"model.meta_state.scale="l2""#,
-            DIAGNOSTICS,
         ],
         "per-head, z of length 1",
-        NONE,
+        TEXT,
     ),
     option(
         "key-side",
@@ -271,7 +262,6 @@ pub const VARIANTS: &[Variant] = &[
             PAPER,
             PER_HEAD,
             r#"model.meta_state.side="key""#,
-            DIAGNOSTICS,
         ],
         "per-head, the state read along its other axis",
         TEXT,
@@ -286,7 +276,7 @@ pub const VARIANTS: &[Variant] = &[
             r#"model.meta_state.scale="l2""#,
         ],
         "key-side, z of length 1",
-        NONE,
+        TEXT,
     ),
     option(
         "low-rank",
@@ -297,7 +287,7 @@ pub const VARIANTS: &[Variant] = &[
             r#"model.meta_state.sse={"low-rank":8}"#,
         ],
         "per-head, 8 learned combinations of the state's rows are read",
-        NONE,
+        TEXT,
     ),
     option(
         "top-left",
@@ -319,7 +309,7 @@ pub const VARIANTS: &[Variant] = &[
             r#"model.meta_state.sse="head-mixed""#,
         ],
         "per-head, heads share what they read",
-        NONE,
+        TEXT,
     ),
     option(
         "constant",
@@ -350,7 +340,6 @@ pub const VARIANTS: &[Variant] = &[
             PRACTICAL,
             TIME_MIX_KEY,
             "model.meta_state.token_shift=true",
-            DIAGNOSTICS,
         ],
         "time-mix-key with token shift",
         NONE,
