@@ -6,6 +6,7 @@ use std::io::Write;
 use std::{collections::BTreeMap, path::Path};
 
 use burn::tensor::TensorData;
+use meta_state::MetaStateConfig;
 use serde_json::Value;
 
 use super::*;
@@ -446,6 +447,32 @@ fn training_starts_from_a_trained_model() {
     let report = run(&recipe(&settings), &out, false).unwrap();
     let reverse = report.reverse.unwrap();
     assert!(reverse.digit_accuracy > 0.9, "{reverse:?}");
+}
+
+/// Values so large that the second layer leaves the range of f32.
+#[test]
+fn a_layer_that_overflows_stops_the_run_and_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let [start, out] = ["start.safetensors", "out"].map(|name| folder.path().join(name));
+    let checkpoint = crate::zoo::find("reverse-meta-state")
+        .unwrap()
+        .weights()
+        .unwrap();
+    let (config, mut model) = checkpoint
+        .unwrap()
+        .load::<MetaStateConfig>(&Device::flex())
+        .unwrap();
+    let value = &mut model.blocks[1].att.value;
+    value.weight = value.weight.clone().map(|weight| weight * 1e30);
+    checkpoint::save(&start, &config, &model, checkpoint::Format::Official, None).unwrap();
+
+    let start = format!("start={}", start.display());
+    let error = run(&recipe(&[&start, "diagnostics=true"]), &out, false).unwrap_err();
+    let TrainError::NotFinite { what, step, .. } = &error else {
+        panic!("{error}")
+    };
+    assert!(what.starts_with("layer 1 ") && *step == 1, "{error}");
+    assert!(!out.join("model.safetensors").exists());
 }
 
 /// The model that a run started from may be gone or another one by the time it goes on; growth at its start is not done again.

@@ -18,7 +18,7 @@ use super::{
 pub fn markdown(tables: &[Table]) -> String {
     let mut page = String::from(
         "`cargo xtask study --data input.txt --write-docs` trains what is missing and writes what follows: the mean over seeds\n\
-         ± the standard deviation of the sample, where there are several.\n\n",
+         ± the standard deviation of the sample, where there are several. Runs of Meta-State have `diagnostics=true` besides.\n\n",
     );
     page += &table(
         &["variant", "", "`--set`"],
@@ -94,7 +94,8 @@ fn lengths(results: &Table) -> String {
             if known.is_empty() {
                 String::new()
             } else {
-                format!("{:.1}", mean_and_deviation(&known).0)
+                let (mean, deviation) = mean_and_deviation(&known);
+                with_deviation(mean, deviation, 1)
             }
         };
         let name = std::iter::once(row.variant.name.to_string());
