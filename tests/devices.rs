@@ -124,7 +124,7 @@ fn the_gpu_agrees_with_the_cpu() {
             results(meta_state(practical(), &gpu), &gpu),
             results(meta_state(practical(), &cpu), &cpu),
         ),
-        // Which reads the states by `sse`.
+        // Which reads the states by `sse` without gradients too.
         (
             "meta-state, the state's value side",
             results(meta_state(value_side(), &gpu), &gpu),

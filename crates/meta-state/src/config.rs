@@ -5,6 +5,7 @@ use std::fmt;
 use rwkv7_core::{
     config::{ConfigError, LayerDims, SecondHalfConfig},
     init::LayerInit,
+    operator::Side,
 };
 use serde::{
     Deserialize, Deserializer, Serialize,
@@ -12,7 +13,6 @@ use serde::{
 };
 
 use crate::MetaState;
-pub use rwkv7_core::operator::Side;
 
 /// How the heads come together in W_oms (eq. 4, "heads are recombined").
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -14,12 +14,12 @@ use rwkv7_core::{
     layers::{
         LayerNorm, SecondHalf, Span, TimeMixTrace, head_norm, last_token, token_shift, zero_state,
     },
-    operator::{self, Wkv7Input, narrow, widen, wkv7},
+    operator::{self, Side, Wkv7Input, narrow, widen, wkv7},
     state::{StateError, StateTensors, TensorReader, TensorWriter},
 };
 
 use crate::{
-    config::{MetaStateConfig, Oms, Removal, Scale, Side, Sse},
+    config::{MetaStateConfig, Oms, Removal, Scale, Sse},
     diagnostics::{Diagnostics, MEASUREMENTS},
 };
 

@@ -14,7 +14,7 @@
 //! | symbol | here | shape |
 //! |---|---|---|
 //! | x' | `h`, LN2 of the residual stream | `[batch, time, C]`, split into H heads of N |
-//! | wkv, W_sse | S, read by [`sse`](rwkv7_core::operator::sse) | `[batch, H, N, N]` a token |
+//! | wkv, W_sse | S, read by [`sse`](rwkv7_core::operator::sse); without gradients, along the key side, by [`wkv7`](rwkv7_core::operator::wkv7) with r = x' | `[batch, H, N, N]` a token |
 //! | z | | `[batch, time, H, n]`, n = N unless [`Sse::TopLeft`] |
 //! | ms | [`MetaStateState::ms`] | `[batch, H, n, n]` |
 //! | W_oms | [`MetaState::W_oms`] | `[1 or H, n, C]` |
@@ -46,8 +46,9 @@ mod tests;
 
 use rwkv7_core::{Rwkv7, Rwkv7Config, State};
 
-pub use config::{MetaStateConfig, Oms, Removal, Scale, Side, Sse};
+pub use config::{MetaStateConfig, Oms, Removal, Scale, Sse};
 pub use layer::{MetaState, MetaStateState};
+pub use rwkv7_core::operator::Side;
 
 /// A language model of RWKV-7 time mixing and Meta-State.
 pub type MetaStateLm = Rwkv7<MetaState>;

@@ -454,14 +454,9 @@ fn training_starts_from_a_trained_model() {
 fn a_layer_that_overflows_stops_the_run_and_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let [start, out] = ["start.safetensors", "out"].map(|name| folder.path().join(name));
-    let checkpoint = crate::zoo::find("reverse-meta-state")
-        .unwrap()
-        .weights()
-        .unwrap();
-    let (config, mut model) = checkpoint
-        .unwrap()
-        .load::<MetaStateConfig>(&Device::flex())
-        .unwrap();
+    let trained = crate::zoo::find("reverse-meta-state").unwrap().weights();
+    let trained = trained.unwrap().unwrap();
+    let (config, mut model) = trained.load::<MetaStateConfig>(&Device::flex()).unwrap();
     let value = &mut model.blocks[1].att.value;
     value.weight = value.weight.clone().map(|weight| weight * 1e30);
     checkpoint::save(&start, &config, &model, checkpoint::Format::Official, None).unwrap();

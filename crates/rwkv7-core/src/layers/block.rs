@@ -29,7 +29,7 @@ pub trait SecondHalf: Module + ModuleDisplay + 'static {
     const NAME: &'static str;
 
     /// Whether the layer reads the states of the recurrence token by token: then the trace holds them. `differentiated`
-    /// tells whether gradients will be asked for.
+    /// tells whether the tensors are on a device with autodiff.
     fn reads_states(&self, _differentiated: bool) -> bool {
         false
     }

@@ -199,11 +199,7 @@ impl TimeMix {
             b: clear(b),
         };
         // In the trace too: who reads the states again has to see the same ones.
-        let input = if traced {
-            input
-        } else {
-            with_narrow_keys(input)
-        };
+        let input = with_narrow_keys(input);
         let (y, wkv, states) = if traced {
             let (y, wkv, states) = wkv7_traced(input.clone(), state.wkv.clone());
             (y, wkv, Some(states))

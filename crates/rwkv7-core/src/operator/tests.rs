@@ -683,20 +683,99 @@ fn custom_operation_reads_with_queries_from_y() {
     }
 }
 
+/// Where values and keys differ in size: outputs and gradients against the oracle.
+#[test]
+fn values_may_be_longer_or_shorter_than_keys() {
+    let chunked = by_chunks(chunked::CHUNK);
+    for (time, value, key, side) in [
+        (1, 32, 16, Side::Key),
+        (33, 32, 16, Side::Value),
+        (33, 32, 16, Side::Key),
+        (17, 16, 32, Side::Value),
+        (33, 16, 32, Side::Key),
+    ] {
+        let [v, k] = [value, key].map(|size| [2, time, 2, size]);
+        let (x, z) = match side {
+            Side::Value => (v, k),
+            Side::Key => (k, v),
+        };
+        // r, log_w, k, a, b; v; S0; x. The larger case's rows are cut off: its keys are no unit vectors then, only short.
+        let whole = Case::random(
+            [2, time, 2, 32],
+            9,
+            Decay::Mixed,
+            Rate::Random,
+            Keys::Random,
+        );
+        let shapes = [k, k, k, v, k, k, [2, 2, value, key], x];
+        let weights = [v, [2, 2, value, key], z];
+        let results = |operator: Operator, device: Device| {
+            let device = device.autodiff();
+            let mut at = 0;
+            let inputs = whole.tensors(DType::F32, &device).map(|whole| {
+                let shape = shapes[at];
+                at += 1;
+                whole.slice(shape.map(|size| 0..size)).require_grad()
+            });
+            let outputs = call(operator, inputs.clone(), side);
+            assert_eq!(outputs.clone().map(|x| x.dims()), weights);
+            let waves = outputs.clone().map(|x| {
+                let (shape, count) = (x.shape(), x.shape().num_elements());
+                let wave = (0..count).map(|i| (0.7 * i as f64).sin()).collect();
+                let wave = Tensor::<4>::from_data(TensorData::new(wave, shape), &device);
+                (x * wave).sum()
+            });
+            let grads = waves.into_iter().reduce(|a, b| a + b).unwrap().backward();
+            let gradients = inputs.map(|x| values(x.grad(&grads).unwrap()));
+            outputs.map(values).into_iter().chain(gradients)
+        };
+        let expected: Vec<_> = results(&by_oracle, slow_device()).collect();
+        let names = ["y", "state", "z"].into_iter().chain(NAMES);
+        for (form, operator) in [("custom", &public as Operator), ("chunked", &chunked)] {
+            let found = results(operator, Device::default());
+            for ((name, found), expected) in names.clone().zip(found).zip(&expected) {
+                let error = relative_error(&found, expected);
+                let what = format!("{form}, {time} tokens, {value} by {key}, {side:?} side");
+                assert!(error < 1e-4, "{what}, {name}: {error:e}");
+            }
+        }
+    }
+}
+
+#[test]
+#[should_panic(expected = "sse: x has shape [1, 4, 2, 16], the traced call expects [1, 4, 2, 32]")]
+fn a_query_of_the_other_side_is_named() {
+    let device = Device::default();
+    let zeros = |size| Tensor::<4>::zeros([1, 4, 2, size], &device);
+    let tokens = input([
+        zeros(32),
+        zeros(32),
+        zeros(32),
+        zeros(16),
+        zeros(32),
+        zeros(32),
+    ]);
+    let (_, _, trace) = wkv7_traced(tokens, Tensor::zeros([1, 2, 16, 32], &device));
+    sse(zeros(16), &trace, Side::Key);
+}
+
 /// Constants get no gradient, and nothing breaks.
 #[test]
 fn custom_operation_with_constants() {
     let case = Case::random([1, 20, 2, 16], 6, Decay::Mixed, Rate::Random, Keys::Random);
     let device = Device::default().autodiff();
-    let expected = scalar::run(&case, &case.output_gradients().map(|d| vec![1.0; d.len()]));
-    for tracked in [0, 3, 6, 7] {
-        let mut inputs = case.tensors(DType::F32, &device);
-        inputs[tracked] = inputs[tracked].clone().require_grad();
-        let [y, state, z] = call(&public, inputs.clone(), case.side);
-        let grads = (y.sum() + state.sum() + z.sum()).backward();
-        let found = values(inputs[tracked].grad(&grads).unwrap());
-        let error = relative_error(&found, &expected[3 + tracked].1);
-        assert!(error < 1e-4, "d{}: {error:e}", NAMES[tracked]);
+    for case in SIDES.map(|side| case.on(side)) {
+        let expected = scalar::run(&case, &case.output_gradients().map(|d| vec![1.0; d.len()]));
+        for tracked in [0, 3, 6, 7] {
+            let mut inputs = case.tensors(DType::F32, &device);
+            inputs[tracked] = inputs[tracked].clone().require_grad();
+            let [y, state, z] = call(&public, inputs.clone(), case.side);
+            let grads = (y.sum() + state.sum() + z.sum()).backward();
+            let found = values(inputs[tracked].grad(&grads).unwrap());
+            let error = relative_error(&found, &expected[3 + tracked].1);
+            let name = NAMES[tracked];
+            assert!(error < 1e-4, "d{name}, {:?} side: {error:e}", case.side);
+        }
     }
 }
 

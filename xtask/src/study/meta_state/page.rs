@@ -202,12 +202,18 @@ mod tests {
     }
 
     #[test]
-    fn a_length_that_was_not_asked_and_a_layer_that_was_not_measured_have_empty_cells() {
+    fn lengths_have_deviations_and_what_was_not_measured_has_empty_cells() {
         let table = Table {
             recipe: Recipe::Reverse,
             scale: Scale::SameSize,
             rows: vec![
-                row_of(0, vec![run(&[1.0, 1.0], &[(3, 100.0), (30, 0.04)], &[])]),
+                row_of(
+                    0,
+                    vec![
+                        run(&[1.0, 1.0], &[(3, 100.0), (30, 0.04)], &[]),
+                        run(&[1.0, 1.0], &[(3, 99.0)], &[]),
+                    ],
+                ),
                 row_of(1, vec![run(&[1.0, 1.0], &[], &[12.345, 0.001])]),
             ],
             missing: vec!["l2"],
@@ -216,7 +222,7 @@ mod tests {
         let line = |start: &str| page.lines().rfind(|line| line.starts_with(start)).unwrap();
         assert_eq!(
             line("| rwkv7"),
-            "| rwkv7 | 100.0 |  |  |  |  |  |  |  | 0.0 |"
+            "| rwkv7 | 99.5 ± 0.7 |  |  |  |  |  |  |  | 0.0 |"
         );
         assert_eq!(line("| paper"), "| paper | 12.3, 0.00100 |");
         assert!(page.contains("numbers of up to 15 digits."));

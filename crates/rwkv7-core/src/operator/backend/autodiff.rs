@@ -79,8 +79,9 @@ impl<B: Wkv7Ops> Backward<B, 7> for Source {
             let last = reads.len() <= 1;
             let (tokens, s0) = match reads.pop() {
                 None => B::wkv7_backward(input.clone(), starts.clone(), dy, d_state),
-                Some((x, dz)) => {
-                    B::wkv7_read_backward(input.clone(), starts.clone(), dy, d_state, x, dz)
+                Some((of_value, of_key)) => {
+                    let (input, starts) = (input.clone(), starts.clone());
+                    B::wkv7_read_backward(input, starts, dy, d_state, of_value, of_key)
                 }
             };
             let TokenTensors {
@@ -139,7 +140,7 @@ impl<B: Wkv7Ops> Backward<B, 2> for Read {
         } = ops.state;
         let x = checkpointer.retrieve_node_output::<FloatTensor<B>>(x);
         let [query, source] = ops.parents;
-        // The gradient of a read is a read of the other side, and the gradient of the state the same for both.
+        // The gradient of the query is a read of the other side; that of the state is the outer product of the two.
         let (back, of_value, of_key) = match side {
             Side::Value => (Side::Key, x, dz.clone()),
             Side::Key => (Side::Value, dz.clone(), x),

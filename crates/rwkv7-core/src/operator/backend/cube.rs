@@ -107,10 +107,10 @@ impl Wkv7Ops for CubeBackend {
         starts: FloatTensor<Self>,
         dy: FloatTensor<Self>,
         d_state: FloatTensor<Self>,
-        x: FloatTensor<Self>,
-        dz: FloatTensor<Self>,
+        of_value: FloatTensor<Self>,
+        of_key: FloatTensor<Self>,
     ) -> (TokenTensors<Self>, FloatTensor<Self>) {
-        Call::new(input).backward(starts, dy, d_state, Some((x, dz)))
+        Call::new(input).backward(starts, dy, d_state, Some((of_value, of_key)))
     }
 }
 

@@ -71,10 +71,10 @@ impl Wkv7Ops for Flex {
         starts: FloatTensor<Self>,
         dy: FloatTensor<Self>,
         d_state: FloatTensor<Self>,
-        x: FloatTensor<Self>,
-        dz: FloatTensor<Self>,
+        of_value: FloatTensor<Self>,
+        of_key: FloatTensor<Self>,
     ) -> (TokenTensors<Self>, FloatTensor<Self>) {
-        backward(input, starts, dy, d_state, Some((x, dz)))
+        backward(input, starts, dy, d_state, Some((of_value, of_key)))
     }
 }
 
@@ -120,7 +120,7 @@ fn backward(
 ) -> (TokenTensors<Flex>, FlexTensor) {
     let (dims, input) = prepare(input);
     let [dy, d_state] = [dy, d_state].map(|x| x.to_contiguous());
-    let read = read.map(|(x, dz)| (x.to_contiguous(), dz.to_contiguous()));
+    let read = read.map(|(value, key)| (value.to_contiguous(), key.to_contiguous()));
     let keys = || vec![0.0; dims.keys()];
     let [mut r, mut log_w, mut k, mut a, mut b] = [keys(), keys(), keys(), keys(), keys()];
     let mut v = vec![0.0; dims.values()];
@@ -134,9 +134,9 @@ fn backward(
             key: floats(&input.r),
             value: floats(&dy),
         }),
-        read.as_ref().map(|(x, dz)| Query {
-            key: floats(dz),
-            value: floats(x),
+        read.as_ref().map(|(value, key)| Query {
+            key: floats(key),
+            value: floats(value),
         }),
         Some(floats(&d_state)),
         Gradients {

@@ -90,16 +90,17 @@ pub trait Wkv7Ops: Backend {
         d_state: FloatTensor<Self>,
     ) -> (TokenTensors<Self>, FloatTensor<Self>);
 
-    /// [`wkv7_backward`](Self::wkv7_backward) of a call whose states were also read with `x` on the value side, and that
-    /// read's `dL/dz`. On the key side the two change places: either read adds `xᵀ dz` to the gradient of the state.
+    /// [`wkv7_backward`](Self::wkv7_backward) of a call whose states were also read. Of query and `dL/dz` one lies in value
+    /// space, the other in key space, depending on the side; `of_valueᵀ of_key` is what the read adds to the gradient of the
+    /// state.
     #[fusion(meta = read_backward_meta)]
     fn wkv7_read_backward(
         #[extension_type] input: TokenTensors<Self>,
         starts: FloatTensor<Self>,
         dy: FloatTensor<Self>,
         d_state: FloatTensor<Self>,
-        x: FloatTensor<Self>,
-        dz: FloatTensor<Self>,
+        of_value: FloatTensor<Self>,
+        of_key: FloatTensor<Self>,
     ) -> (TokenTensors<Self>, FloatTensor<Self>);
 }
 
@@ -243,8 +244,8 @@ fn read_backward_meta(
     _starts: &TensorSpec,
     _dy: &TensorSpec,
     d_state: &TensorSpec,
-    _x: &TensorSpec,
-    _dz: &TensorSpec,
+    _of_value: &TensorSpec,
+    _of_key: &TensorSpec,
 ) -> (TokenTensorsMetadata, TensorSpec) {
     (input.clone(), d_state.clone())
 }

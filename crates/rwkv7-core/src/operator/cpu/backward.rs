@@ -8,7 +8,7 @@
 //! dk_t = G_tᵀ v_t     db_t = G_tᵀ sa_t                da_t = S_{t-1}ᵀ dsa_t
 //! ```
 //!
-//! where a *query* `(q, g)` is `(r, dy)` or `(dz, x)`. A block of four tokens needs only the
+//! where a *query* `(q, g)` is `(r, dy)`, or `(dz, x)` or `(x, dz)` of a read along the value or the key side. A block of four tokens needs only the
 //! state `S` before it and the gradient `D` of the state after it: everything else follows from
 //! products of `S` and `D` with the rows of the block, see [`super::keys`].
 
@@ -27,9 +27,9 @@ use super::panel::{
 /// A rank-one term `value_tᵀ key_t` of the gradient of the state after each token.
 #[derive(Debug, Clone, Copy)]
 pub struct Query<'a> {
-    /// `r`, or the gradient `dz` of a read: `[batch, time, heads, key]`.
+    /// `r`, or what a read has in key space, its gradient `dz` or its `x`: `[batch, time, heads, key]`.
     pub key: &'a [f32],
-    /// The gradient `dy`, or the `x` of a read: `[batch, time, heads, value]`.
+    /// The gradient `dy`, or what a read has in value space: `[batch, time, heads, value]`.
     pub value: &'a [f32],
 }
 
@@ -58,7 +58,7 @@ pub struct Gradients<'a> {
 /// - `starts`: `[batch, heads, ceil(time / chunk), key, value]`, from
 ///   [`forward`](super::forward) with the same `chunk`
 /// - `output`: `r` and `dy`
-/// - `read`: `dz` and `x` of a [`read`](super::read)
+/// - `read`: `dz` and `x` of a [`read`](super::read), or `x` and `dz` of one along the key side
 /// - `d_state`: gradient of the last state, `[batch, heads, value, key]`, 0 if absent
 ///
 /// # Panics

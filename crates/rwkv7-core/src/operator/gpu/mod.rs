@@ -1,7 +1,8 @@
 //! The kernels of the WKV-7 operator for every CubeCL run time, in CubeCL 0.11.
 //!
 //! Per batch row and head, `S` is `[value, key]`, `w = exp(log_w)`; `G_t` is the gradient of `S_t`, `Gn_t` the part of it
-//! that comes from later tokens, and x, dz belong to the optional read `z_t = x_t S_t`:
+//! that comes from later tokens, and x, dz belong to the optional read `z_t = x_t S_t` (of
+//! a read `z_t = S_t x_t` the backward pass is given dz in the place of x and x in that of dz):
 //!
 //! ```text
 //! sa_t = S_{t-1} a_t          S_t = S_{t-1} diag(w_t) + sa_t b_tᵀ + v_t k_tᵀ          y_t = S_t r_t
