@@ -127,7 +127,7 @@ fn layers(results: &Table) -> String {
         .chain(names.iter().copied())
         .collect();
     format!(
-        "\nIn the last validation, from the first layer to the last:\n\n{}",
+        "\nIn the last validation, from the first layer to the last, means over the runs that measured it:\n\n{}",
         table(&titles, rows)
     )
 }
