@@ -1,6 +1,7 @@
 //! All forms of the operator and of the read of its states: against golden values, against a scalar loop in f64, and that
 //! loop against finite differences.
 
+mod refusals;
 mod scalar;
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
@@ -742,23 +743,6 @@ fn values_may_be_longer_or_shorter_than_keys() {
     }
 }
 
-#[test]
-#[should_panic(expected = "sse: x has shape [1, 4, 2, 16], the traced call expects [1, 4, 2, 32]")]
-fn a_query_of_the_other_side_is_named() {
-    let device = Device::default();
-    let zeros = |size| Tensor::<4>::zeros([1, 4, 2, size], &device);
-    let tokens = input([
-        zeros(32),
-        zeros(32),
-        zeros(32),
-        zeros(16),
-        zeros(32),
-        zeros(32),
-    ]);
-    let (_, _, trace) = wkv7_traced(tokens, Tensor::zeros([1, 2, 16, 32], &device));
-    sse(zeros(16), &trace, Side::Key);
-}
-
 /// Constants get no gradient, and nothing breaks.
 #[test]
 fn custom_operation_with_constants() {
@@ -777,57 +761,4 @@ fn custom_operation_with_constants() {
             assert!(error < 1e-4, "d{name}, {:?} side: {error:e}", case.side);
         }
     }
-}
-
-fn small() -> [Tensor<4>; 8] {
-    let case = Case::random([1, 4, 2, 16], 1, Decay::Mixed, Rate::Random, Keys::Random);
-    case.tensors(DType::F32, &Device::default())
-}
-
-#[test]
-#[should_panic(expected = "wkv7: k has shape [1, 4, 2, 8], r has [1, 4, 2, 16]")]
-fn a_wrong_shape_is_named() {
-    let [r, log_w, _, v, a, b, s0, _] = small();
-    let k = Tensor::zeros([1, 4, 2, 8], &r.device());
-    wkv7(input([r, log_w, k, v, a, b]), s0);
-}
-
-#[test]
-#[should_panic(expected = "wkv7: S0 has shape [1, 2, 16, 8], expected [1, 2, 16, 16]")]
-fn a_wrong_state_is_named() {
-    let [r, log_w, k, v, a, b, _, _] = small();
-    let s0 = Tensor::zeros([1, 2, 16, 8], &r.device());
-    wkv7(input([r, log_w, k, v, a, b]), s0);
-}
-
-#[test]
-#[should_panic(expected = "wkv7: v is F64, r is F32")]
-fn a_wrong_dtype_is_named() {
-    let [r, log_w, k, v, a, b, s0, _] = small();
-    wkv7(input([r, log_w, k, v.cast(DType::F64), a, b]), s0);
-}
-
-#[test]
-#[should_panic(expected = "sse: x is F64, the traced call computed in F32")]
-fn a_query_of_a_wrong_dtype_is_named() {
-    let [r, log_w, k, v, a, b, s0, x] = small();
-    let (_, _, trace) = wkv7_traced(input([r, log_w, k, v, a, b]), s0);
-    sse(x.cast(DType::F64), &trace, Side::Value);
-}
-
-#[test]
-#[should_panic(expected = "wkv7: r has shape [0, 4, 2, 16], an axis of which is empty")]
-fn an_empty_batch_is_refused() {
-    let device = Device::default();
-    let [r, log_w, k, v, a, b] = [(); 6].map(|()| Tensor::zeros([0, 4, 2, 16], &device));
-    let s0 = Tensor::zeros([0, 2, 16, 16], &device);
-    wkv7(input([r, log_w, k, v, a, b]), s0);
-}
-
-#[test]
-#[should_panic(expected = "sse: x has shape [1, 4, 2, 8], the traced call expects [1, 4, 2, 16]")]
-fn a_wrong_query_is_named() {
-    let [r, log_w, k, v, a, b, s0, x] = small();
-    let (_, _, trace) = wkv7_traced(input([r, log_w, k, v, a, b]), s0);
-    sse(x.narrow(3, 0, 8), &trace, Side::Value);
 }

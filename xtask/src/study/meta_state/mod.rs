@@ -137,7 +137,7 @@ mod tests {
         let count = |part: &str| runs.iter().filter(|run| run.name.contains(part)).count();
         assert_eq!(
             (count("/rwkv7/"), count("/paper/"), count("/l2/")),
-            (6, 12, 9)
+            (6, 12, 12)
         );
 
         let name = "reverse/same-parameters/learned/1";

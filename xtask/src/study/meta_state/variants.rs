@@ -192,7 +192,7 @@ pub const VARIANTS: &[Variant] = &[
         "per-head",
         &[META_STATE, PAPER, PER_HEAD],
         "paper with a W_oms for each head",
-        TEXT,
+        DEEPER,
     ),
     option(
         "per-head-learned",
@@ -203,7 +203,7 @@ pub const VARIANTS: &[Variant] = &[
             r#"model.meta_state.sse="learned""#,
         ],
         "per-head with a learned matrix in the place of the state",
-        TEXT,
+        DEEPER,
     ),
     option(
         "self-key",
@@ -214,13 +214,13 @@ pub const VARIANTS: &[Variant] = &[
             r#"model.meta_state.removal="self""#,
         ],
         "per-head, z itself is the removal key",
-        TEXT,
+        DEEPER,
     ),
     option(
         "centered",
         &[META_STATE, PAPER, PER_HEAD, "model.meta_state.center=true"],
         "per-head, z without its mean",
-        TEXT,
+        DEEPER,
     ),
     option(
         "shift",
@@ -253,7 +253,7 @@ pub const VARIANTS: &[Variant] = &[
             r#"model.meta_state.scale="l2""#,
         ],
         "per-head, z of length 1",
-        TEXT,
+        DEEPER,
     ),
     option(
         "key-side",
@@ -370,6 +370,8 @@ pub const VARIANTS: &[Variant] = &[
     ),
 ];
 
+/// As many parameters as RWKV-7 by more layers. Of the options it is for those whose result at equal size is more than two
+/// standard errors away from that of the variant they change.
 const DEEPER: Enlarged = Enlarged {
     reverse: Some(&[
         "model.n_layer=4",
@@ -381,8 +383,7 @@ const DEEPER: Enlarged = Enlarged {
     shakespeare: Some(&["model.n_layer=7"]),
 };
 
-/// At equal parameters on text alone: options whose result at equal size is more than two standard errors away from that of what
-/// they change, and steps towards `practical`. On `reverse` two are that far, beyond the trained lengths.
+/// [`DEEPER`] on text alone: smaller differences on the way to `practical`.
 const TEXT: Enlarged = Enlarged {
     reverse: None,
     ..DEEPER

@@ -8,9 +8,10 @@
 //! dk_t = G_tᵀ v_t     db_t = G_tᵀ sa_t                da_t = S_{t-1}ᵀ dsa_t
 //! ```
 //!
-//! where a *query* `(q, g)` is `(r, dy)`, or `(dz, x)` or `(x, dz)` of a read along the value or the key side. A block of four tokens needs only the
-//! state `S` before it and the gradient `D` of the state after it: everything else follows from
-//! products of `S` and `D` with the rows of the block, see [`super::keys`].
+//! where a *query* `(q, g)` is `(r, dy)`, or `(dz, x)` or `(x, dz)` of a read along the value or the
+//! key side. A block of four tokens needs only the state `S` before it and the gradient `D` of the
+//! state after it: everything else follows from products of `S` and `D` with the rows of the block,
+//! see [`super::keys`].
 
 use pulp::{Arch, Simd, WithSimd};
 
