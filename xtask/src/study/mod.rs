@@ -48,7 +48,8 @@ struct Options {
     /// Run nothing: tables and plots of the runs that are finished.
     #[arg(long)]
     skip_runs: bool,
-    /// Put tables into the page of the study in `docs/src`, and plots into `docs/src/plots`.
+    /// Put tables into the page of the study in `docs/src`, and plots into `docs/src/plots`; refused where a line of the page
+    /// would be lost because no run for it is finished.
     #[arg(long)]
     write_docs: bool,
     /// The metastate that trains; without it one is built.
@@ -72,7 +73,7 @@ impl Options {
     ) -> Result<(), String> {
         if self.write_docs {
             // Whether the results have a place is known before hours of training.
-            place.filled(Path::new(DOCS), "")?;
+            place.check(Path::new(DOCS))?;
         }
         let failures = if self.skip_runs {
             vec![]
@@ -120,13 +121,16 @@ impl Options {
             println!("{}", results.markdown);
             return Ok(());
         }
-        let folder = Path::new(DOCS).join(plot::FOLDER);
+        let docs = Path::new(DOCS);
+        let page = place.filled(docs, &results.markdown)?;
+        let folder = docs.join(plot::FOLDER);
         fs::create_dir_all(&folder).map_err(at(&folder))?;
         for plot in &results.plots {
             let path = folder.join(&plot.file);
             fs::write(&path, plot.svg()?).map_err(at(&path))?;
         }
-        place.write(Path::new(DOCS), &results.markdown)
+        let path = docs.join(place.page);
+        fs::write(&path, page).map_err(at(&path))
     }
 }
 

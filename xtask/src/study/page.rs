@@ -1,6 +1,6 @@
 //! Parts of a page of results, and its place in the documentation.
 
-use std::{fs, path::Path};
+use std::{collections::BTreeSet, fs, path::Path};
 
 use super::at;
 
@@ -54,20 +54,39 @@ pub struct Place {
 }
 
 impl Place {
-    /// Replaces what is between the markers.
-    pub fn write(&self, docs: &Path, results: &str) -> Result<(), String> {
-        let path = docs.join(self.page);
-        fs::write(&path, self.filled(docs, results)?).map_err(at(&path))
-    }
-
-    /// The page with the results between its markers.
+    /// The page with the results between its markers; not if they lack a line that a table of the page has.
     pub fn filled(&self, docs: &Path, results: &str) -> Result<String, String> {
         let path = docs.join(self.page);
         let page = fs::read_to_string(&path).map_err(at(&path))?;
         self.fill(&page, results).map_err(at(&path))
     }
 
+    /// Whether the page has the markers.
+    pub fn check(&self, docs: &Path) -> Result<(), String> {
+        let path = docs.join(self.page);
+        let page = fs::read_to_string(&path).map_err(at(&path))?;
+        self.around(&page).map_err(at(&path))?;
+        Ok(())
+    }
+
     fn fill(&self, page: &str, results: &str) -> Result<String, String> {
+        let [before, old, after] = self.around(page)?;
+        let lost: Vec<_> = lines_of_tables(old)
+            .difference(&lines_of_tables(results))
+            .map(|(section, name)| format!("{section}: {name}"))
+            .collect();
+        if !lost.is_empty() {
+            return Err(format!(
+                "the study's folder has no finished run for results of this page, and they would be lost: {}; finish these runs, \
+                 or put the new lines in by hand (without --write-docs they are printed), or delete what is to go",
+                lost.join(", ")
+            ));
+        }
+        Ok(format!("{before}\n{}\n{after}", results.trim()))
+    }
+
+    /// The page up to the first marker and with it, what is between the markers, and the rest.
+    fn around<'a>(&self, page: &'a str) -> Result<[&'a str; 3], String> {
         let [begin, end] = ["begin", "end"].map(|part| format!("<!-- {}:{part} -->", self.name));
         let count = |marker: &str| page.matches(marker).count();
         match (
@@ -76,17 +95,29 @@ impl Place {
             page.find(&begin),
             page.find(&end),
         ) {
-            (1, 1, Some(first), Some(second)) if first < second => Ok(format!(
-                "{}{begin}\n{}\n{}",
-                &page[..first],
-                results.trim(),
-                &page[second..]
-            )),
+            (1, 1, Some(first), Some(second)) if first < second => {
+                let first = first + begin.len();
+                Ok([&page[..first], &page[first..second], &page[second..]])
+            }
             (begins, ends, _, _) => Err(format!(
                 "{begins} times `{begin}` and {ends} times `{end}`; the results go between one of each, in this order"
             )),
         }
     }
+}
+
+/// The sections and first cells of what tables have.
+fn lines_of_tables(page: &str) -> BTreeSet<(&str, &str)> {
+    let mut section = "";
+    let mut lines = BTreeSet::new();
+    for line in page.lines() {
+        if let Some(title) = line.strip_prefix("### ") {
+            section = title;
+        } else if let Some((name, _)) = line.strip_prefix("| ").and_then(|l| l.split_once(" |")) {
+            lines.insert((section, name));
+        }
+    }
+    lines
 }
 
 #[cfg(test)]
@@ -107,6 +138,21 @@ mod tests {
         let expected = format!("before\n{BEGIN}\nnew\n{END}\nafter\n");
         assert_eq!(PLACE.fill(&page, "new\n").unwrap(), expected);
         assert_eq!(PLACE.fill(&expected, "new\n").unwrap(), expected);
+    }
+
+    #[test]
+    fn results_that_the_page_has_and_the_study_does_not_are_named_and_kept() {
+        let results = |names: &[&str]| {
+            let rows = names.iter().map(|&name| vec![name.into(), "1".into()]);
+            format!("### `reverse`\n\n{}", table(&["variant", "loss"], rows))
+        };
+        let page = format!("{BEGIN}\n{}{END}\n", results(&["rwkv7", "l2"]));
+        let error = PLACE.fill(&page, &results(&["rwkv7", "new"])).unwrap_err();
+        assert!(error.contains("lost: `reverse`: l2; finish"), "{error}");
+        let filled = PLACE
+            .fill(&page, &results(&["rwkv7", "l2", "new"]))
+            .unwrap();
+        assert!(filled.contains("| new | 1 |"));
     }
 
     #[test]

@@ -180,13 +180,13 @@ pub const VARIANTS: &[Variant] = &[
         "practical-shift",
         &[META_STATE, PRACTICAL, "model.meta_state.token_shift=true"],
         "practical with token shift",
-        TEXT,
+        DEEPER,
     ),
     option(
         "practical-value-side",
         &[META_STATE, PRACTICAL, VALUE_SIDE],
         "practical, the state read along the axis that eq. 1 has",
-        TEXT,
+        DEEPER,
     ),
     option(
         "per-head",
@@ -276,7 +276,7 @@ pub const VARIANTS: &[Variant] = &[
             r#"model.meta_state.scale="l2""#,
         ],
         "key-side, z of length 1",
-        TEXT,
+        DEEPER,
     ),
     option(
         "low-rank",
@@ -381,12 +381,6 @@ const DEEPER: Enlarged = Enlarged {
         "model.gate_rank=24",
     ]),
     shakespeare: Some(&["model.n_layer=7"]),
-};
-
-/// [`DEEPER`] on text alone: smaller differences on the way to `practical`.
-const TEXT: Enlarged = Enlarged {
-    reverse: None,
-    ..DEEPER
 };
 
 const NONE: Enlarged = Enlarged {
