@@ -133,6 +133,20 @@ fn a_meta_state_model_trains_measures_itself_generates_and_converts() {
             "`architecture` is meta-state, this model's is rwkv7",
         ],
     );
+    // A file in the folder of a model of the other architecture.
+    std::fs::copy(golden("tiny-b.pth"), place.path("run/official.pth")).unwrap();
+    let record = place.path("rwkv7/plain.safetensors");
+    let weights = std::fs::read(&path).unwrap();
+    let weights = SafeTensors::deserialize(&weights).unwrap();
+    let plain = weights.tensors().into_iter().map(|(name, view)| (name, view));
+    safetensors::serialize_to_file(plain, None, &record).unwrap();
+    for (file, said, found) in [
+        ("run/official.pth", "meta-state", "rwkv7"),
+        ("rwkv7/plain.safetensors", "rwkv7", "blocks.0.ms"),
+    ] {
+        let said = format!("is of architecture {said}");
+        place.fails(&["inspect", file], &[file, "config.json", &said, found]);
+    }
     place.fails(
         &["convert", "run", "x.safetensors", "--arch", "rwkv7"],
         &["meta-state", "rwkv7"],

@@ -42,6 +42,9 @@ pub struct Bench {
     warmup: usize,
 }
 
+/// Ours, as the benchmark of a step calls them; ratios are to the first one.
+const ARCHITECTURES: [&str; 3] = ["rwkv7", "meta-state", "meta-state-paper"];
+
 /// What to compare with.
 #[derive(Clone, Copy, ValueEnum)]
 enum Other {
@@ -76,26 +79,20 @@ impl Bench {
         }
 
         let mut rows = Vec::new();
-        for products in &self.products {
-            let mut command = cargo("metastate", "training_step", features.as_deref());
-            command.args(["--", "--device", &self.device, "--products", products]);
-            let json = match last_json(command.args(self.sizes())) {
-                // The program has said why: a device without such products, above all.
-                Err(error) if !rows.is_empty() => {
-                    eprintln!("{products} is left out: {error}");
-                    continue;
+        let mut ours = 0;
+        for arch in ARCHITECTURES {
+            for products in &self.products {
+                match self.step(arch, products, features.as_deref()) {
+                    Ok(row) => rows.push(row),
+                    // The program has said why: a device without such products, above all.
+                    Err(error) if !rows.is_empty() => eprintln!("{products} is left out: {error}"),
+                    Err(error) => return Err(error),
                 }
-                result => result?,
-            };
-            let number = |key: &str| json[key].as_f64().unwrap_or(f64::NAN);
-            rows.push(Row {
-                name: format!("this project, {products}"),
-                best: number("tokens_per_second_best"),
-                median: number("tokens_per_second_median"),
-                memory: number("peak_memory_bytes"),
-            });
+            }
+            if arch == ARCHITECTURES[0] {
+                ours = rows.len();
+            }
         }
-        let ours = rows.len();
         if let Some(Other::Pytorch) = self.compare {
             for (name, options) in [
                 ("PyTorch eager f32", &["--dtype", "f32"][..]),
@@ -107,6 +104,20 @@ impl Bench {
         }
         print(&rows, ours);
         Ok(())
+    }
+
+    fn step(&self, arch: &str, products: &str, features: Option<&str>) -> Result<Row, String> {
+        let mut command = cargo("metastate", "training_step", features);
+        command.args(["--", "--device", &self.device]);
+        command.args(["--arch", arch, "--products", products]);
+        let json = last_json(command.args(self.sizes()))?;
+        let number = |key: &str| json[key].as_f64().unwrap_or(f64::NAN);
+        Ok(Row {
+            name: format!("{arch}, {products}"),
+            best: number("tokens_per_second_best"),
+            median: number("tokens_per_second_median"),
+            memory: number("peak_memory_bytes"),
+        })
     }
 
     fn pytorch(&self, name: &str, options: &[&str]) -> Result<Row, String> {

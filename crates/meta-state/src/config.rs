@@ -31,16 +31,18 @@ pub enum Oms {
 pub enum Sse {
     /// The whole state of the head, `[N, N]`.
     State,
-    /// The first n rows and columns of the state ("top-left submatrix"); z has n channels, and so has everything after it.
+    /// The first n rows and columns of the state ("top-left submatrix"), n from 2 to N; z has n channels, and so has everything
+    /// after it. κ̂ is cut off, not normalised again.
     TopLeft(usize),
-    /// `W_1 W_2 S` with learned `W_1 [N, r]`, `W_2 [r, N]` for each head: r combinations of the state's rows (of its columns, read
-    /// along the key side).
+    /// `W_1 W_2 S` with learned `W_1 [N, r]`, `W_2 [r, N]` for each head, r from 1 to N: r combinations of the state's rows (of its
+    /// columns, read along the key side).
     LowRank(usize),
     /// `W_in S` with one learned `W_in [N, N]` for all heads: the expansion of eq. 7, which a model that has not grown does without.
     Projected,
     /// Each head's z is a learned mixture of what all heads read: the state as one block matrix, times `mix ⊗ I`.
     HeadMixed,
-    /// A learned `[N, N]` for each head instead of the state: what the layer would be without its idea.
+    /// A learned `[N, N]` for each head instead of the state: what the layer would be without its idea. Only with
+    /// [`Side::Value`], as no state is read.
     Learned,
 }
 
@@ -61,7 +63,7 @@ pub enum Removal {
 pub enum Scale {
     /// As it is.
     None,
-    /// Times a constant: the layer norm of eq. 4 undoes it but for its epsilon, which counts c⁻⁶ times as much.
+    /// Times a constant above 0: the layer norm of eq. 4 undoes it but for its epsilon, which counts c⁻⁶ times as much.
     Constant(f64),
     /// z/|z|: every token weighs the same.
     L2,
@@ -74,7 +76,8 @@ pub struct MetaStateConfig {
     pub oms: Oms,
     /// Eq. 1: what W_sse is.
     pub sse: Sse,
-    /// Eq. 1: from which side the state is read.
+    /// Eq. 1: from which side the state is read. Along the value side z has the key's channels, which w and κ̂ of eq. 3 belong to;
+    /// along the key side it has the value's, and eq. 3 is applied to them all the same.
     pub side: Side,
     /// Eq. 3: the removal key of ms.
     pub removal: Removal,

@@ -12,7 +12,8 @@ use rwkv7_core::{
     config::LayerDims,
     init::LayerInit,
     layers::{
-        LayerNorm, SecondHalf, Span, TimeMixTrace, head_norm, last_token, token_shift, zero_state,
+        LayerNorm, SecondHalf, Span, TimeMixTrace, check_state, head_norm, last_token, token_shift,
+        zero_state,
     },
     operator::{self, Side, Wkv7Input, narrow, widen, wkv7},
     state::{StateError, StateTensors, TensorReader, TensorWriter},
@@ -254,9 +255,12 @@ impl SecondHalf for MetaState {
         span: &Span,
         state: MetaStateState,
     ) -> (Tensor<3>, MetaStateState) {
-        let [batch, time, _] = h.dims();
+        let [batch, time, width] = h.dims();
+        let size = self.config.size(self.head_size);
+        check_state("ms.ms", &state.ms, [batch, self.n_head, size, size]);
         let (x, shift) = match (&self.x_k, state.shift) {
             (Some(x_k), Some(last)) => {
+                check_state("ms.shift", &last, [batch, width]);
                 let shift = last_token(&h, &last, span);
                 (token_shift(h, last, x_k.val()), Some(shift))
             }

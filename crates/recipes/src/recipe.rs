@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::{
     data::windows::Sampling,
-    model::{Arch, ModelSpec},
+    model::{Arch, MetaStateSpec, ModelSpec},
     zoo,
 };
 
@@ -237,13 +237,14 @@ pub enum RecipeError {
     },
 }
 
-const BUILT_IN: [(&str, &str); 5] = [
+const BUILT_IN: [(&str, &str); 6] = [
     ("reverse", include_str!("../recipes/reverse.json")),
     (
         "shakespeare-char",
         include_str!("../recipes/shakespeare-char.json"),
     ),
     ("text", include_str!("../recipes/text.json")),
+    ("paper", include_str!("../recipes/paper.json")),
     ("grow", include_str!("../recipes/grow.json")),
     (
         "grow-stepwise",
@@ -292,13 +293,19 @@ impl Recipe {
     }
 
     /// The recipe with `key=value` overrides; keys of parts are written `learning_rate.peak`. Values are JSON, or else
-    /// text.
+    /// text. A `model.preset` takes the place of all that the recipe says of the model; other overrides change its parts.
     ///
     /// # Errors
     ///
     /// [`RecipeError`] names the override and, for an unknown key, lists all there are.
     pub fn with_overrides(&self, settings: &[String]) -> Result<Self, RecipeError> {
         let mut recipe = self.clone();
+        if settings
+            .iter()
+            .any(|setting| setting.starts_with("model.preset="))
+        {
+            recipe.model = ModelSpec::default();
+        }
         for setting in settings {
             let mut json = recipe.to_json();
             let wrong = |reason: String| RecipeError::Override {
@@ -308,10 +315,9 @@ impl Recipe {
             let (key, value) = setting
                 .split_once('=')
                 .ok_or_else(|| wrong("expected key=value".into()))?;
-            if let Some(place @ Value::Null) = json.pointer_mut("/model/meta_state")
-                && key.starts_with("model.meta_state.")
-            {
-                *place = serde_json::json!(recipe.model.meta_state());
+            let field = key.strip_prefix("model.meta_state.");
+            if field.is_some() {
+                json["model"]["meta_state"] = serde_json::json!(recipe.model.meta_state());
             }
             let known = keys(&json, "");
             let place = key
@@ -324,6 +330,14 @@ impl Recipe {
                 });
             };
             *place = serde_json::from_str(value).unwrap_or_else(|_| Value::String(value.into()));
+            if let Some(field) = field.and_then(|field| field.split('.').next()) {
+                // The others stay those of the preset, which a later setting may change.
+                let layer = &mut json["model"]["meta_state"];
+                let given = recipe.model.meta_state.as_ref();
+                let mut fields = given.map(MetaStateSpec::fields).unwrap_or_default();
+                fields.insert(field.into(), layer[field].take());
+                *layer = Value::Object(fields);
+            }
             // Back and forth, so that a part that was given by its name can be changed further.
             recipe = serde_json::from_value(json).map_err(|error| wrong(error.to_string()))?;
         }
@@ -399,6 +413,13 @@ impl Recipe {
         }
         if self.task == Task::Text && self.data.is_empty() {
             return wrong("data", &"empty", "files or folders with text: --data PATH");
+        }
+        if let (Task::Reverse, Some(path)) = (self.task, self.data.first()) {
+            return wrong(
+                "data",
+                &path.display(),
+                "none for the task `reverse`, which reads no text: --recipe text or shakespeare-char trains on one",
+            );
         }
         if self.task == Task::Reverse && self.tokenizer != "byte" {
             return wrong(
@@ -501,7 +522,9 @@ mod tests {
     fn built_in_recipes_are_valid() {
         for name in Recipe::built_in() {
             let mut recipe = Recipe::load(name).unwrap();
-            recipe.data.push("text.txt".into());
+            if recipe.task == Task::Text {
+                recipe.data.push("text.txt".into());
+            }
             recipe.validate().unwrap();
             recipe.model.config(recipe.arch, 256).unwrap();
             let json = recipe.to_json().to_string();
@@ -533,6 +556,45 @@ mod tests {
         assert_eq!(changed.model.n_layer, Some(3));
         assert_eq!(changed.tokenizer, "some/path");
         assert!(changed.l2_wrap);
+    }
+
+    #[test]
+    fn a_field_of_the_layer_changes_that_field_of_the_preset_in_any_order() {
+        let [shift, preset] = [
+            "model.meta_state.token_shift=true",
+            "model.preset=450m-meta-state-paper",
+        ];
+        let expected = meta_state::MetaStateConfig {
+            token_shift: true,
+            ..meta_state::MetaStateConfig::paper()
+        };
+        let layer = |recipe: &Recipe| match recipe.model.config(recipe.arch, 256).unwrap() {
+            crate::model::ModelConfig::MetaState(config) => config.second_half,
+            other => panic!("{other:?}"),
+        };
+        for settings in [[shift, preset], [preset, shift]] {
+            let recipe = Recipe::default().with_overrides(&settings.map(String::from));
+            assert_eq!(layer(&recipe.unwrap()), expected);
+        }
+        let json = r#"{"model": {"preset": "450m-meta-state-paper", "meta_state": {"token_shift": true}}}"#;
+        assert_eq!(layer(&Recipe::parse("mine.json", json).unwrap()), expected);
+        let settings = ["model.meta_state=paper", "model.meta_state.removal=self"];
+        let recipe = Recipe::parse("mine.json", json).unwrap();
+        let recipe = recipe.with_overrides(&settings.map(String::from)).unwrap();
+        assert_eq!(
+            layer(&recipe),
+            meta_state::MetaStateConfig {
+                removal: meta_state::Removal::Own,
+                ..meta_state::MetaStateConfig::paper()
+            }
+        );
+        let settings = [preset, "arch=rwkv7"].map(String::from);
+        let recipe = Recipe::default().with_overrides(&settings).unwrap();
+        let error = recipe.model.config(recipe.arch, 256).unwrap_err();
+        assert!(
+            error.to_string().contains("450m-meta-state-paper"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -11,7 +11,7 @@ use rwkv7_core::{
     config::ConfigError,
 };
 
-use crate::model::ModelConfig;
+use crate::{model::ModelConfig, train::newest_checkpoint};
 
 /// A model of the zoo.
 #[derive(Clone, Copy, Debug)]
@@ -137,15 +137,29 @@ pub enum Source {
     Zoo(&'static Entry),
 }
 
-/// A model of the zoo that is only a configuration.
+/// No model with weights.
 #[derive(Debug, thiserror::Error)]
-#[error(
-    "{name} is a configuration without weights: train it with --set model.preset={name}; trained models of the zoo: {}",
-    trained().collect::<Vec<_>>().join(", ")
-)]
-pub struct Untrained {
-    /// The model.
-    pub name: &'static str,
+pub enum SourceError {
+    /// A model of the zoo that is only a configuration.
+    #[error(
+        "{name} is a configuration without weights: train it with --recipe text --data PATH --set model.preset={name}; trained \
+         models of the zoo: {}",
+        trained().collect::<Vec<_>>().join(", ")
+    )]
+    Untrained {
+        /// The model.
+        name: &'static str,
+    },
+    /// Neither a path nor a name.
+    #[error(
+        "{}: no such file or folder, and no model of the zoo; trained models of the zoo: {}",
+        name.display(),
+        trained().collect::<Vec<_>>().join(", ")
+    )]
+    Nothing {
+        /// What was asked for.
+        name: PathBuf,
+    },
 }
 
 impl Source {
@@ -153,15 +167,15 @@ impl Source {
     ///
     /// # Errors
     ///
-    /// [`Untrained`] if the name is that of a configuration.
-    pub fn find(name: &Path) -> Result<Self, Untrained> {
-        let entry = name.to_str().and_then(find);
-        match entry {
-            Some(entry) if !name.exists() => match entry.trained {
-                Some(_) => Ok(Self::Zoo(entry)),
-                None => Err(Untrained { name: entry.name }),
-            },
-            _ => Ok(Self::Path(name.to_path_buf())),
+    /// [`SourceError`] if the name is that of a configuration, or if there is nothing.
+    pub fn find(name: &Path) -> Result<Self, SourceError> {
+        if name.exists() {
+            return Ok(Self::Path(name.to_path_buf()));
+        }
+        match name.to_str().and_then(find) {
+            Some(entry) if entry.trained.is_some() => Ok(Self::Zoo(entry)),
+            Some(entry) => Err(SourceError::Untrained { name: entry.name }),
+            None => Err(SourceError::Nothing { name: name.into() }),
         }
     }
 
@@ -172,13 +186,33 @@ impl Source {
     /// As [`Checkpoint::open`].
     pub fn open(&self) -> Result<Checkpoint, CheckpointError> {
         match self {
-            Self::Path(path) => Checkpoint::open(path),
+            Self::Path(path) => match unfinished(path) {
+                Some(found) => Err(CheckpointError::UnknownFormat {
+                    path: path.clone(),
+                    found,
+                }),
+                None => Checkpoint::open(path),
+            },
             Self::Zoo(entry) => match entry.weights() {
                 Some(weights) => weights,
                 None => unreachable!("only trained models are found"),
             },
         }
     }
+}
+
+/// What there is in the folder of a training run that has not ended.
+fn unfinished(folder: &Path) -> Option<String> {
+    if !folder.join("recipe.json").is_file() || folder.join("model.safetensors").exists() {
+        return None;
+    }
+    let newest = match newest_checkpoint(folder) {
+        Some(file) => format!("its newest checkpoint is {}", file.display()),
+        None => "it has no checkpoint yet".into(),
+    };
+    Some(format!(
+        "the folder of a training run that has not ended; {newest}, and `train --resume` ends it"
+    ))
 }
 
 impl fmt::Display for Source {

@@ -1,5 +1,7 @@
 //! The architecture as data: every dimension is a field, nothing is derived from a name.
 
+use std::borrow::Cow;
+
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::layers::{ChannelMixConfig, SecondHalf};
@@ -73,7 +75,7 @@ pub enum ConfigError {
     #[error("configuration: `{field}` is {found}, expected {expected}")]
     Field {
         /// Name of the field.
-        field: &'static str,
+        field: Cow<'static, str>,
         /// The value found.
         found: String,
         /// What is allowed.
@@ -93,7 +95,7 @@ impl ConfigError {
     /// A field with a value that is not allowed.
     pub fn field(field: &'static str, found: impl ToString, expected: impl Into<String>) -> Self {
         Self::Field {
-            field,
+            field: field.into(),
             found: found.to_string(),
             expected: expected.into(),
         }

@@ -122,8 +122,9 @@ impl<M: SecondHalf> Rwkv7<M> {
     ///
     /// # Panics
     ///
-    /// If the sequence is empty or the state is of another model or batch. A token id outside the vocabulary panics or
-    /// reads rubbish, depending on the device: check ids where they come from.
+    /// If the sequence is empty or the state is of a model of another size, or of another batch. A state of another model of the
+    /// same shapes is taken as it is: only [state files](crate::state) say whose they are. A token id outside the vocabulary panics
+    /// or reads rubbish, depending on the device: check ids where they come from.
     pub fn forward(
         &self,
         tokens: Tensor<2, Int>,
@@ -197,10 +198,10 @@ impl<M: SecondHalf> Rwkv7<M> {
         let batch = tokens.dims()[0];
         let mut x = self.emb.forward(tokens);
         let state = state.unwrap_or_else(|| self.zero_state(batch, &x.device()));
-        assert_eq!(
-            state.layers.len(),
-            self.blocks.len(),
-            "the state has another number of layers than the model"
+        let (found, expected) = (state.layers.len(), self.blocks.len());
+        assert!(
+            found == expected,
+            "the state has {found} layers, the model {expected}: it is of another model"
         );
         let mut value_first = None;
         let mut layers = Vec::with_capacity(self.blocks.len());

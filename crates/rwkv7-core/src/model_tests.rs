@@ -35,6 +35,14 @@ fn model(device: &Device) -> Rwkv7Lm {
     config.init(device, 0).map(&mut Shake)
 }
 
+#[test]
+#[should_panic(expected = "`att.shift` has shape [2, 32], this layer needs [1, 32]")]
+fn a_state_of_another_batch_is_refused() {
+    let device = Device::default();
+    let model = model(&device);
+    model.forward(row(&TOKENS, &device), Some(model.zero_state(2, &device)));
+}
+
 fn row(tokens: &[i32], device: &Device) -> Tensor<2, Int> {
     Tensor::from_data(TensorData::new(tokens.to_vec(), [1, tokens.len()]), device)
 }

@@ -138,6 +138,34 @@ fn variants() -> Vec<(&'static str, MetaStateConfig)> {
                 ..base()
             },
         ),
+        (
+            "combined3",
+            MetaStateConfig {
+                sse: Sse::LowRank(3),
+                side: Side::Key,
+                removal: Removal::Own,
+                detach_decay: true,
+                ..base()
+            },
+        ),
+        (
+            "combined4",
+            MetaStateConfig {
+                sse: Sse::Projected,
+                side: Side::Key,
+                removal: Removal::Own,
+                ..base()
+            },
+        ),
+        (
+            "combined5",
+            MetaStateConfig {
+                sse: Sse::HeadMixed,
+                side: Side::Key,
+                norm_affine: true,
+                ..base()
+            },
+        ),
     ]
 }
 

@@ -247,7 +247,7 @@ fn gradients_through_steps_are_those_of_forward() {
     }
 }
 
-/// Half-precision parameters: what the layer computes with the state stays f32.
+/// Half-precision parameters: the state is f32 all the same, and the logits are near those in f32.
 #[test]
 fn a_model_in_half_precision_keeps_its_state_in_f32() {
     let device = Device::default();

@@ -23,7 +23,7 @@ use rwkv7_core::{
 };
 
 use super::*;
-use crate::{MetaState, MetaStateState};
+use crate::{MetaState, MetaStateState, diagnostics::effective_rank};
 
 const SIZE: usize = 64;
 
@@ -188,6 +188,24 @@ fn z_has_the_size_of_the_reference() {
     }
 }
 
+/// The mean taken out of what is written into ms, but not out of what reads it.
+#[test]
+fn centring_the_update_alone_lifts_the_rank_less() {
+    let head = Head::random(2048, 1.0, 0.0);
+    let (z, _) = encoded_and_normal(&head);
+    let centred = z.clone() - z.clone().mean_dim(3);
+    let evolution = Wkv7Input {
+        r: z,
+        k: centred.clone(),
+        v: centred,
+        ..head.input
+    };
+    let zero = Tensor::zeros([1, 1, SIZE, SIZE], &Device::default());
+    let normal = head_norm(wkv7(evolution, zero).0, None, 1e-5);
+    let rank = effective_rank(normal.narrow(1, 64, 1984));
+    assert!((rank - 6.6).abs() < 1.0, "{rank}");
+}
+
 /// What is read of ms is nearly the same at every token.
 #[test]
 fn most_of_what_is_read_is_constant_in_time() {
@@ -217,63 +235,110 @@ fn measuring_is_off_until_it_is_switched_on() {
     }
 }
 
-/// 2,000 steps of both presets at both learning rates with both kinds of products, on text that is half pattern, half noise.
+/// Weights and inputs of bf16: what the layer computes with the state is what it computes with the same values in f32.
+#[test]
+fn in_half_precision_the_layer_computes_with_its_state_in_f32() {
+    let device = Device::default();
+    let coarse = |x: Tensor<3>| x.cast(FloatDType::BF16);
+    for config in [MetaStateConfig::paper(), MetaStateConfig::practical()] {
+        let model = Rwkv7Config::new(16, 2, SIZE).with_second_half(config.clone());
+        let init = LayerInit::new(1, &model.dims(), &device, 0);
+        let exact = config.init(&model.dims(), &init);
+        let mut half = exact.clone();
+        half.W_oms = half.W_oms.map(coarse);
+        let mut head = Head::random(96, 1.0, 0.0);
+        head.x = coarse(head.x);
+        let mut found = Vec::new();
+        for (mut layer, dtype) in [(half, FloatDType::BF16), (exact, FloatDType::F32)] {
+            layer.measure(true);
+            let mut head = head.part(0, 96);
+            head.x = head.x.cast(dtype);
+            let zero = Tensor::zeros([1, 1, SIZE, SIZE], &device);
+            let (_, ms, measured) = run(&layer, head, (zero, layer.zero_state(1, &device)));
+            found.push((ms.ms.into_data(), measured));
+        }
+        assert_eq!(found[0], found[1]);
+    }
+}
+
+/// Training for 2,000 steps, with products of both kinds at both learning rates.
 #[test]
 fn training_stays_finite() {
-    let device = Device::default().autodiff();
-    let (rows, time, vocab) = (2, 24, 29);
     for config in [MetaStateConfig::paper(), MetaStateConfig::practical()] {
-        for (rate, products) in [
-            (1e-4, Products::F32),
-            (1e-3, Products::F32),
-            (1e-4, Products::Bf16),
-            (1e-3, Products::Bf16),
-        ] {
-            if let Err(error) = products.check(&device) {
-                let _ = writeln!(std::io::stderr(), "skipped: {error}");
-                continue;
-            }
-            let mut model = small(&config).init(&device, 0).with_products(products);
-            let mut optimizer = OptimizerConfig::default().init();
-            let mut losses = Vec::new();
-            for step in 0..2000_usize {
-                let token = |i: usize| {
-                    let noise = (step * 7919 + i * 104_729) % 1_000_003 % vocab;
-                    let pattern = (step + i) * 3 % vocab;
-                    if i.is_multiple_of(2) {
-                        pattern as i32
-                    } else {
-                        noise as i32
-                    }
-                };
-                let ids: Vec<i32> = (0..rows * (time + 1)).map(token).collect();
-                let rows_of = |from: usize| -> Tensor<2, Int> {
-                    let part = ids
-                        .chunks(time + 1)
-                        .flat_map(|row| row[from..from + time].to_vec());
-                    Tensor::from_data(TensorData::new(part.collect(), [rows, time]), &device)
-                };
-                let (logits, _) = model.forward(rows_of(0), None);
-                let loss = loss::cross_entropy(logits, rows_of(1), None);
-                let value = loss.clone().into_scalar::<f32>();
-                assert!(
-                    value.is_finite(),
-                    "{config:?}, rate {rate}, {products:?}: {value} at step {step}"
-                );
-                losses.push(value);
-                let grads = GradientsParams::from_grads(loss.backward(), &model);
-                model = optimizer.step(rate, model, grads);
-            }
-            let mean = |part: &[f32]| part.iter().sum::<f32>() / part.len() as f32;
-            let (first, last) = (mean(&losses[..50]), mean(&losses[1950..]));
-            assert!(
-                last < 0.9 * first,
-                "{config:?}, rate {rate}, {products:?}: {first} became {last}"
-            );
-            for block in &model.blocks {
-                let written = block.ffn.W_oms.val().abs().max().into_scalar::<f32>();
-                assert!(written > 0.01, "{config:?}, rate {rate}: W_oms {written}");
+        for products in [Products::F32, Products::Bf16] {
+            for rate in [1e-4, 1e-3] {
+                trains(&small(&config), rate, products);
             }
         }
+    }
+}
+
+/// Heads of 64, as in models of the usual sizes: what is read of ms grows with the head.
+#[test]
+fn training_with_heads_of_64_stays_finite() {
+    for config in [MetaStateConfig::paper(), MetaStateConfig::practical()] {
+        let model = Rwkv7Config::new(29, 2, SIZE).with_second_half(config);
+        trains(&model, 1e-3, Products::F32);
+    }
+}
+
+/// 2,000 steps on text that is half pattern, half noise; every 50th is measured.
+fn trains(config: &MetaStateModelConfig, rate: f64, products: Products) {
+    let device = Device::default().autodiff();
+    let (rows, time, vocab) = (2, 24, 29);
+    if let Err(error) = products.check(&device) {
+        let _ = writeln!(std::io::stderr(), "skipped: {error}");
+        return;
+    }
+    let mut model = config.init(&device, 0).with_products(products);
+    let mut optimizer = OptimizerConfig::default().init();
+    let mut losses = Vec::new();
+    for step in 0..2000_usize {
+        let token = |i: usize| {
+            let noise = (step * 7919 + i * 104_729) % 1_000_003 % vocab;
+            let pattern = (step + i) * 3 % vocab;
+            if i.is_multiple_of(2) {
+                pattern as i32
+            } else {
+                noise as i32
+            }
+        };
+        let ids: Vec<i32> = (0..rows * (time + 1)).map(token).collect();
+        let rows_of = |from: usize| -> Tensor<2, Int> {
+            let part = ids
+                .chunks(time + 1)
+                .flat_map(|row| row[from..from + time].to_vec());
+            Tensor::from_data(TensorData::new(part.collect(), [rows, time]), &device)
+        };
+        for block in &mut model.blocks {
+            block.ffn.measure(step.is_multiple_of(50));
+        }
+        let (logits, _) = model.forward(rows_of(0), None);
+        for block in &model.blocks {
+            let measured = block.ffn.measurements();
+            assert!(
+                measured.iter().all(|value| value.is_finite()),
+                "{config:?}, rate {rate}, {products:?}: {measured:?} at step {step}"
+            );
+        }
+        let loss = loss::cross_entropy(logits, rows_of(1), None);
+        let value = loss.clone().into_scalar::<f32>();
+        assert!(
+            value.is_finite(),
+            "{config:?}, rate {rate}, {products:?}: {value} at step {step}"
+        );
+        losses.push(value);
+        let grads = GradientsParams::from_grads(loss.backward(), &model);
+        model = optimizer.step(rate, model, grads);
+    }
+    let mean = |part: &[f32]| part.iter().sum::<f32>() / part.len() as f32;
+    let (first, last) = (mean(&losses[..50]), mean(&losses[1950..]));
+    assert!(
+        last < 0.9 * first,
+        "{config:?}, rate {rate}, {products:?}: {first} became {last}"
+    );
+    for block in &model.blocks {
+        let written = block.ffn.W_oms.val().abs().max().into_scalar::<f32>();
+        assert!(written > 0.01, "{config:?}, rate {rate}: W_oms {written}");
     }
 }

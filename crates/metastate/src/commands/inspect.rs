@@ -1,6 +1,6 @@
 //! `metastate inspect`: what a checkpoint is.
 
-use recipes::{model::ModelConfig, zoo::Source};
+use recipes::{for_architecture, model::ModelConfig, zoo::Source};
 use serde_json::json;
 
 use crate::{Outcome, cli::Inspect};
@@ -13,6 +13,7 @@ pub fn run(args: Inspect) -> Outcome {
     let source = Source::find(&path)?;
     let checkpoint = source.open()?;
     let config = ModelConfig::of(&checkpoint)?;
+    for_architecture!(ModelConfig, &config, config => checkpoint.tensors(config).map(drop))?;
     let stored = checkpoint.num_values();
     let dtypes = checkpoint.dtypes();
     let object = json!({

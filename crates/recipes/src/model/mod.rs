@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 
 use crate::zoo;
 
-pub use spec::ModelSpec;
+pub use spec::{MetaStateSpec, ModelSpec};
 
 /// An architecture of this project.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -3,6 +3,7 @@
 use meta_state::MetaStateConfig;
 use rwkv7_core::{Rwkv7Config, config::ConfigError, layers::ChannelMixConfig};
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
 
 use super::{Arch, ModelConfig};
 use crate::zoo;
@@ -31,18 +32,61 @@ pub struct ModelSpec {
     pub gate_rank: Option<usize>,
     /// Feed-forward width; architecture `rwkv7` only.
     pub ffn_size: Option<usize>,
-    /// The layer of architecture `meta-state`: `paper`, `practical` or an object of its fields.
-    pub meta_state: Option<MetaStateConfig>,
+    /// The layer of architecture `meta-state`.
+    pub meta_state: Option<MetaStateSpec>,
+}
+
+/// A Meta-State layer as recipes give it: `paper`, `practical`, or an object of the fields that differ from those of the layer of
+/// [`preset`](ModelSpec::preset), of `practical` where that is no Meta-State model.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "Value")]
+pub struct MetaStateSpec(Value);
+
+impl TryFrom<Value> for MetaStateSpec {
+    type Error = serde_json::Error;
+
+    fn try_from(given: Value) -> Result<Self, Self::Error> {
+        MetaStateConfig::deserialize(&given)?;
+        Ok(Self(given))
+    }
+}
+
+impl MetaStateSpec {
+    /// The fields that are given: of a name all.
+    pub fn fields(&self) -> Map<String, Value> {
+        let given = match &self.0 {
+            Value::Object(fields) => return fields.clone(),
+            name => MetaStateConfig::deserialize(name),
+        };
+        match given.map(|layer| json!(layer)) {
+            Ok(Value::Object(fields)) => fields,
+            _ => unreachable!("what was read once is a preset's name, and a layer is an object"),
+        }
+    }
+
+    /// The layer, where what is not given is that of `preset`.
+    fn over(&self, preset: MetaStateConfig) -> MetaStateConfig {
+        let mut layer = json!(preset);
+        if let Value::Object(layer) = &mut layer {
+            layer.extend(self.fields());
+        }
+        match MetaStateConfig::deserialize(layer) {
+            Ok(layer) => layer,
+            Err(error) => unreachable!("every field was read by itself: {error}"),
+        }
+    }
 }
 
 impl ModelSpec {
-    /// The configuration of the Meta-State layer, given or the preset's.
+    /// The configuration of the Meta-State layer.
     pub fn meta_state(&self) -> MetaStateConfig {
-        let preset = self.preset.as_deref().map(zoo::config);
-        match (&self.meta_state, preset) {
-            (Some(given), _) => given.clone(),
-            (None, Some(Ok(ModelConfig::MetaState(preset)))) => preset.second_half,
-            _ => MetaStateConfig::default(),
+        let preset = match self.preset.as_deref().map(zoo::config) {
+            Some(Ok(ModelConfig::MetaState(preset))) => preset.second_half,
+            _ => MetaStateConfig::practical(),
+        };
+        match &self.meta_state {
+            Some(given) => given.over(preset),
+            None => preset,
         }
     }
 
@@ -85,8 +129,19 @@ impl ModelSpec {
             gate_rank: self.gate_rank.unwrap_or(base.gate_rank),
             ..base
         };
-        let arch = arch.or(preset.as_ref().map(ModelConfig::arch));
-        let config = match arch.unwrap_or(Arch::Rwkv7) {
+        let of_preset = preset.as_ref().map(ModelConfig::arch);
+        if let (Some(Arch::Rwkv7), Some(Arch::MetaState), Some(name)) =
+            (arch, of_preset, &self.preset)
+        {
+            return Err(ConfigError::field(
+                "arch",
+                "rwkv7",
+                format!(
+                    "meta-state or nothing, as `model.preset` {name} is of architecture meta-state"
+                ),
+            ));
+        }
+        let config = match arch.or(of_preset).unwrap_or(Arch::Rwkv7) {
             Arch::Rwkv7 if self.meta_state.is_some() => {
                 return Err(ConfigError::field(
                     "model.meta_state",
@@ -106,7 +161,7 @@ impl ModelSpec {
             }
             Arch::MetaState => ModelConfig::MetaState(base.with_second_half(self.meta_state())),
         };
-        config.validate()?;
+        config.validate().map_err(as_key)?;
         let vocab_size = config.base().vocab_size;
         if vocab_size < tokenizer_vocab {
             return Err(ConfigError::field(
@@ -116,5 +171,28 @@ impl ModelSpec {
             ));
         }
         Ok(config)
+    }
+}
+
+/// The error with the recipe's key of the field.
+fn as_key(error: ConfigError) -> ConfigError {
+    match error {
+        ConfigError::Field {
+            field,
+            found,
+            expected,
+        } => {
+            let key = match field.strip_prefix("second_half.") {
+                Some("ffn_size") => "model.ffn_size".into(),
+                Some(field) => format!("model.meta_state.{field}"),
+                None => format!("model.{field}"),
+            };
+            ConfigError::Field {
+                field: key.into(),
+                found,
+                expected,
+            }
+        }
+        other => other,
     }
 }

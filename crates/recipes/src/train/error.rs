@@ -11,7 +11,7 @@ use rwkv7_core::{
 use scaling::ScalingError;
 
 use super::checkpoints::Damaged;
-use crate::{data::DataError, model::TargetError, recipe::RecipeError, zoo::Untrained};
+use crate::{data::DataError, model::TargetError, recipe::RecipeError, zoo::SourceError};
 
 /// Why a run did not start or did not end well.
 #[derive(Debug, thiserror::Error)]
@@ -35,14 +35,14 @@ pub enum TrainError {
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
     /// A growth that is impossible.
-    #[error("recipe: `grow`: {0}")]
+    #[error("recipe: `grow`")]
     Growth(#[from] ScalingError),
     /// A growth to something that is no model.
-    #[error("recipe: `grow`: {0}")]
+    #[error("recipe: `grow`")]
     Target(#[from] TargetError),
-    /// A model to start from that has no weights.
-    #[error("recipe: `start`: {0}")]
-    Untrained(#[from] Untrained),
+    /// A model to start from that is not there or has no weights.
+    #[error("recipe: `start`")]
+    Start(#[from] SourceError),
     /// A model to start from that has fewer ids than the tokenizer.
     #[error(
         "recipe: `start` {start}: the model knows {found} ids, and the tokenizer has {expected}; train it with its own tokenizer"
@@ -89,7 +89,8 @@ pub enum TrainError {
     },
     /// A run that ended within an epoch cannot become longer: its next epochs would begin at other steps.
     #[error(
-        "{}: the run ended after {steps} steps, within an epoch of {per_epoch}; it cannot go on to more steps, start another one",
+        "{}: the run is of {steps} steps and ends within an epoch of {per_epoch}, so it cannot go on to more; resume it with \
+         --set steps={steps}, or start another one",
         path.display()
     )]
     EndedWithinEpoch {
@@ -116,9 +117,10 @@ pub enum TrainError {
         /// The value.
         value: f64,
     },
-    /// Training was stopped, by the user or because the log cannot be written.
+    /// Training was stopped, in the dashboard or because the log cannot be written.
     #[error(
-        "training stopped: {reason}; what was reached is in the newest checkpoint, --resume goes on from there"
+        "training stopped: {}; --resume goes on from the end of the last whole epoch",
+        reason.trim_end_matches('.')
     )]
     Stopped {
         /// Why.

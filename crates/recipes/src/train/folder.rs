@@ -1,8 +1,12 @@
 //! The output folder: whether a run may start or go on in it.
 
-use std::path::Path;
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+};
 
 use rwkv7_core::atomic;
+use serde_json::{Map, Value};
 
 use super::{TrainError, checkpoints};
 use crate::{model::ModelConfig, recipe::Recipe};
@@ -54,7 +58,7 @@ pub fn check(
 }
 
 /// Refuses to go on with a model that the recipe no longer means, as where a preset has changed since.
-pub fn check_model(out: &Path, config: &serde_json::Value) -> Result<(), TrainError> {
+pub fn check_model(out: &Path, config: &Value) -> Result<(), TrainError> {
     let path = out.join("config.json");
     let failed = |source| TrainError::File {
         path: path.clone(),
@@ -66,8 +70,7 @@ pub fn check_model(out: &Path, config: &serde_json::Value) -> Result<(), TrainEr
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(failed(error)),
     };
-    let before: serde_json::Value =
-        serde_json::from_str(&text).map_err(|error| failed(error.into()))?;
+    let before: Value = serde_json::from_str(&text).map_err(|error| failed(error.into()))?;
     let differences = differences(&before, config, "");
     if differences.is_empty() {
         return Ok(());
@@ -75,13 +78,23 @@ pub fn check_model(out: &Path, config: &serde_json::Value) -> Result<(), TrainEr
     Err(TrainError::OtherRecipe { path, differences })
 }
 
+/// The model of the newest checkpoint of the run in `out`.
+pub fn newest_checkpoint(out: &Path) -> Option<PathBuf> {
+    let folder = out.join(CHECKPOINTS);
+    let epoch = checkpoints::complete(&folder).pop()?;
+    Some(checkpoints::model_file(&folder, epoch))
+}
+
+/// The folder of a run's checkpoints, in its own.
+pub const CHECKPOINTS: &str = "checkpoints";
+
 /// The configuration of the model that a run started from, in its folder.
 pub const START: &str = "start.json";
 
 /// What the run in `out` started from, once it has done an epoch.
 pub fn begun(out: &Path) -> Result<Option<ModelConfig>, TrainError> {
     let path = out.join(START);
-    if checkpoints::complete(&out.join("checkpoints")).is_empty() || !path.is_file() {
+    if checkpoints::complete(&out.join(CHECKPOINTS)).is_empty() || !path.is_file() {
         return Ok(None);
     }
     let failed = |source| TrainError::File {
@@ -99,12 +112,18 @@ fn is_leftover(name: &std::ffi::OsStr) -> bool {
         .is_some_and(|name| name.starts_with(atomic::TEMPORARY) || name.starts_with(".tmp"))
 }
 
-fn differences(before: &serde_json::Value, now: &serde_json::Value, prefix: &str) -> Vec<String> {
+fn differences(before: &Value, now: &Value, prefix: &str) -> Vec<String> {
     match (before.as_object(), now.as_object()) {
-        (Some(a), Some(b)) => a
-            .iter()
-            .flat_map(|(key, value)| differences(value, &b[key], &format!("{prefix}{key}.")))
-            .collect(),
+        (Some(a), Some(b)) => {
+            let keys: BTreeSet<&String> = a.keys().chain(b.keys()).collect();
+            let value =
+                |object: &Map<String, Value>, key| object.get(key).cloned().unwrap_or_default();
+            keys.into_iter()
+                .flat_map(|key| {
+                    differences(&value(a, key), &value(b, key), &format!("{prefix}{key}."))
+                })
+                .collect()
+        }
         _ if before == now => Vec::new(),
         _ => vec![format!(
             "{}: {before} then, {now} now",
@@ -114,7 +133,7 @@ fn differences(before: &serde_json::Value, now: &serde_json::Value, prefix: &str
 }
 
 /// Writes a JSON file that is complete or not there.
-pub fn write_json(path: &Path, json: &serde_json::Value) -> Result<(), TrainError> {
+pub fn write_json(path: &Path, json: &Value) -> Result<(), TrainError> {
     atomic::write(path, |out| {
         use std::io::Write;
         serde_json::to_writer_pretty(&mut *out, json)?;

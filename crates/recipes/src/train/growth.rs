@@ -21,7 +21,7 @@ use scaling::{Growable, Plan, Step, grow_model, grow_optimizer};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{TrainError, folder::write_json};
+use super::{TrainError, folder::write_json, progress::say};
 use crate::{
     data::loader::BatchSource,
     model::{ModelConfig, TargetError, changed, flops_per_token},
@@ -203,10 +203,10 @@ impl<S: Growable> Stages<S> {
             ..self.stage(index + 1)
         };
         if self.plain {
-            eprintln!(
+            say(&format!(
                 "grown after {step} steps: {} parameters, validation loss {before:.4} before and {after:.4} after",
                 stage.parameters
-            );
+            ));
         }
         self.log(&stage)?;
         let config = checkpoint::config_json(&plan.to);

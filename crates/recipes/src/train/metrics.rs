@@ -15,6 +15,9 @@ use super::trainee::{Numbers, StepOutput};
 /// Name of the cross-entropy among the metrics.
 pub const LOSS: &str = "Loss";
 
+/// Name of the gradient norm among the metrics.
+pub const GRADIENT_NORM: &str = "Gradient norm";
+
 /// What the metrics read of a step.
 #[derive(Clone)]
 pub struct Reading {
@@ -92,7 +95,7 @@ impl Track {
 
     /// Global norm of the gradients before clipping.
     pub fn gradient_norm() -> Self {
-        Self::new(Kind::GradientNorm, "Gradient norm")
+        Self::new(Kind::GradientNorm, GRADIENT_NORM)
     }
 
     /// What a layer measured of itself.

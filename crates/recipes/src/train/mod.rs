@@ -68,6 +68,7 @@ use progress::PlainProgress;
 
 pub use checkpoints::Damaged;
 pub use error::TrainError;
+pub(crate) use folder::newest_checkpoint;
 pub use growth::{Evolution, Held, Stage};
 pub use trainee::{StepOutput, StepSettings, Trainee};
 
@@ -180,7 +181,7 @@ fn fit<S: Growable>(
             expected: "false for this architecture, whose layers measure nothing of themselves",
         }));
     }
-    let folder = out.join("checkpoints");
+    let folder = out.join(folder::CHECKPOINTS);
     let done = folder::check(recipe, out, &folder, options.resume)?;
     let data = prepare(recipe, tokenizer)?;
     let schedule = schedule::schedule(recipe);
@@ -236,14 +237,16 @@ fn fit<S: Growable>(
     };
     let model = grown.unwrap_or(model);
     let trainee = Trainee::new(model, settings).in_course(stages.clone(), steps_done);
-    eprintln!(
-        "{} parameters, epochs {} to {} of {} steps, output in {}",
-        trainee.num_params(),
-        done + 1,
-        recipe.epochs(),
-        recipe.steps_per_epoch,
-        out.display()
-    );
+    let (parameters, epochs) = (trainee.num_params(), recipe.epochs());
+    progress::say(&match done < epochs {
+        true => format!(
+            "{parameters} parameters, epochs {} to {epochs} of {} steps, output in {}",
+            done + 1,
+            recipe.steps_per_epoch,
+            out.display()
+        ),
+        false => format!("all {epochs} epochs are done, output in {}", out.display()),
+    });
 
     let batches = [recipe.steps_per_epoch, recipe.steps].map(|steps| steps * recipe.accumulation);
     let training = Loader::training(data.training, batches.into(), done, &device);
@@ -255,7 +258,7 @@ fn fit<S: Growable>(
         .collect();
     let [model_part, optimizer_part, schedule_part] = checkpoints::parts(&folder);
     let mut run = SupervisedTraining::new(out, Arc::new(training), Arc::new(validation))
-        .with_interrupter(interrupter)
+        .with_interrupter(interrupter.clone())
         .with_application_logger(None)
         .with_metric_logger(journal)
         .metrics((Track::loss(), Track::perplexity(), Track::accuracy()))
@@ -269,7 +272,7 @@ fn fit<S: Growable>(
             history: history.clone(),
             growths: growths.clone(),
         })
-        .num_epochs(recipe.epochs());
+        .num_epochs(epochs);
     if recipe.diagnostics {
         for layer in 0..stages.last().n_layer {
             for (index, name) in S::Layer::MEASUREMENTS.iter().enumerate() {
@@ -301,21 +304,23 @@ fn fit<S: Growable>(
     if let Some(NotFinite { what, step, value }) = history.not_finite() {
         return Err(TrainError::NotFinite { what, step, value });
     }
-    if let Some(interruption) = result.interrupted {
-        return Err(TrainError::Stopped {
-            reason: interruption.reason.unwrap_or_else(|| "by the user".into()),
-        });
+    // Not what burn-train says: its dashboard takes back that it was stopped.
+    let whole = history.best(&[epochs]).is_some();
+    if let Some(reason) = match interrupter.get_message() {
+        None if !whole => Some("before the end of its last epoch".into()),
+        reason => reason,
+    } {
+        return Err(TrainError::Stopped { reason });
     }
     drop(result.renderer);
 
     let device = device.inner();
     let config = stages.last();
-    let last = recipe.epochs();
-    let first = checkpoints::first_of_size(&growths, last);
-    let mut epochs = checkpoints::complete(&folder);
-    epochs.retain(|epoch| *epoch >= first);
-    let epoch = history.best(&epochs).unwrap_or(last);
-    let network = if epoch == last {
+    let first = checkpoints::first_of_size(&growths, epochs);
+    let mut kept = checkpoints::complete(&folder);
+    kept.retain(|epoch| *epoch >= first);
+    let epoch = history.best(&kept).unwrap_or(epochs);
+    let network = if epoch == epochs {
         result.model.model.with_products(Products::F32)
     } else {
         Checkpoint::open(&checkpoints::model_file(&folder, epoch))?.into_model(

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    io::{self, Write},
     time::{Duration, Instant},
 };
 
@@ -15,10 +16,20 @@ use burn::train::{
     },
 };
 
+use super::metrics;
+
 /// Seconds between lines.
 const INTERVAL: Duration = Duration::from_secs(5);
 
-/// Prints a line every few seconds and one at the end of each split.
+/// A line on standard error. Training does not end because nobody reads it.
+pub fn say(line: &str) {
+    let _ = writeln!(io::stderr(), "{line}");
+}
+
+/// Metrics of which a line has the newest value, as a mean over steps says nothing.
+const NEWEST: [&str; 2] = ["Learning Rate", metrics::GRADIENT_NORM];
+
+/// Prints a line every few seconds and one at the end of each split: means over the epoch so far, but for [`NEWEST`].
 pub struct PlainProgress {
     names: HashMap<MetricId, String>,
     values: BTreeMap<String, String>,
@@ -59,16 +70,20 @@ impl PlainProgress {
             .values
             .iter()
             .map(|(name, value)| {
-                // "epoch 1.2 - batch 1.3": the mean so far.
-                let mean = value.split(" - ").next().unwrap_or(value);
+                // "epoch 1.2 - batch 1.3": the mean over the epoch so far and the newest value.
+                let (mean, newest) = value.split_once(" - batch ").unwrap_or((value, value));
+                let value = match NEWEST.contains(&name.as_str()) {
+                    true => newest,
+                    false => mean,
+                };
                 format!(
                     "{} {}",
                     name.to_lowercase(),
-                    mean.trim_start_matches("epoch ")
+                    value.trim_start_matches("epoch ")
                 )
             })
             .collect();
-        eprintln!(
+        say(&format!(
             "{} {}/{}, step {}/{}: {}",
             self.split,
             self.epoch,
@@ -76,7 +91,7 @@ impl PlainProgress {
             self.step,
             self.steps,
             values.join(", ")
-        );
+        ));
     }
 }
 

@@ -359,9 +359,15 @@ fn growths_that_cannot_be_are_refused_before_anything_is_written() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("out");
     let refused = |more: &[&str], parts: &[&str]| {
-        let error = run(&recipe(more), &out, false).unwrap_err().to_string();
+        let error = run(&recipe(more), &out, false).unwrap_err();
+        let mut error: Option<&dyn std::error::Error> = Some(&error);
+        let mut text = String::new();
+        while let Some(cause) = error {
+            text += &format!("{cause}\n");
+            error = cause.source();
+        }
         for part in parts {
-            assert!(error.contains(part), "{part} is not in {error}");
+            assert!(text.contains(part), "{part} is not in {text}");
         }
         assert!(!out.exists());
     };
@@ -436,6 +442,37 @@ fn settings_of_another_architecture_are_refused() {
     let error = overrides(&["start=reverse-rwkv7", "model.n_layer=9"]);
     for part in ["--set model.n_layer=9", "`start`", "`grow`"] {
         assert!(error.contains(part), "{error}");
+    }
+}
+
+#[test]
+fn a_run_does_not_go_on_with_a_setting_of_another_shape() {
+    let folder = tempfile::tempdir().unwrap();
+    let with = |sse: &str| recipe(&["arch=meta-state", &format!("model.meta_state.sse={sse}")]);
+    run(&with(r#"{"low-rank":4}"#), folder.path(), false).unwrap();
+    for other in [r#"{"top-left":4}"#, "state"] {
+        let error = run(&with(other), folder.path(), true).unwrap_err();
+        let error = error.to_string();
+        assert!(error.contains("model.meta_state.sse"), "{error}");
+    }
+}
+
+#[test]
+fn a_preset_is_the_whole_model_and_a_text_is_not_passed_over() {
+    let preset = recipe(&["model.n_layer=5", "model.preset=150m-rwkv7"]).model;
+    let config = preset.config(None, 256).unwrap();
+    assert_eq!((config.base().n_layer, config.base().n_embd), (5, 768));
+    let config = recipe(&["model.preset=150m-rwkv7"]).model.config(None, 256);
+    assert_eq!(config.unwrap(), crate::zoo::config("150m-rwkv7").unwrap());
+
+    let folder = tempfile::tempdir().unwrap();
+    let recipe = Recipe {
+        data: vec!["input.txt".into()],
+        ..recipe(&[])
+    };
+    let error = run(&recipe, &folder.path().join("out"), false).unwrap_err();
+    for part in ["`data` is input.txt", "reverse", "--recipe text"] {
+        assert!(error.to_string().contains(part), "{error}");
     }
 }
 

@@ -70,6 +70,20 @@ pub enum CheckpointError {
         /// What was asked for.
         expected: String,
     },
+    /// The tensors are not of the architecture that the file gives.
+    #[error(
+        "{}: the file, or the config.json beside it, says that the model is of architecture {said}, and its tensors are of \
+         architecture {found}; put the file into a folder of its own, or beside the config.json of its training run",
+        path.display()
+    )]
+    Contradiction {
+        /// The path.
+        path: PathBuf,
+        /// The architecture that the file gives.
+        said: String,
+        /// The one that its tensors have.
+        found: String,
+    },
     /// A configuration that neither shapes nor the file tell.
     #[error("{}: {reason}", path.display())]
     Undeclared {
@@ -107,7 +121,7 @@ pub enum CheckpointError {
         reason: String,
     },
     /// The dimensions do not make up a model.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: the dimensions make up no model", path.display())]
     Config {
         /// The checkpoint.
         path: PathBuf,

@@ -180,21 +180,28 @@ impl Checkpoint {
     ///
     /// # Errors
     ///
-    /// [`CheckpointError::Architecture`] if the model is of another architecture, [`CheckpointError::Tensors`] lists what is
-    /// missing.
+    /// [`CheckpointError::Architecture`] if the model is of another architecture, [`CheckpointError::Contradiction`] if the file
+    /// says otherwise than its tensors, [`CheckpointError::Tensors`] lists what is missing.
     pub fn config<S: SecondHalfConfig>(&self) -> Result<Rwkv7Config<S>, CheckpointError> {
         let tensors = self.named_for::<S>();
-        let found = match self.architecture() {
-            Some(found) => (found != S::ARCHITECTURE).then(|| found.to_string()),
-            None => infer::other_architecture::<S>(&tensors),
-        };
-        match found {
-            Some(found) => Err(CheckpointError::Architecture {
+        let found = infer::other_architecture::<S>(&tensors);
+        match (self.architecture(), found) {
+            (Some(said), _) if said != S::ARCHITECTURE => Err(CheckpointError::Architecture {
+                path: self.path.clone(),
+                found: said.into(),
+                expected: S::ARCHITECTURE.into(),
+            }),
+            (Some(said), Some(found)) => Err(CheckpointError::Contradiction {
+                path: self.path.clone(),
+                said: said.into(),
+                found,
+            }),
+            (None, Some(found)) => Err(CheckpointError::Architecture {
                 path: self.path.clone(),
                 found,
                 expected: S::ARCHITECTURE.into(),
             }),
-            None => infer::config(&self.path, &tensors, self.about.as_ref()),
+            (_, None) => infer::config(&self.path, &tensors, self.about.as_ref()),
         }
     }
 

@@ -38,7 +38,7 @@ impl Checkpoint {
     ) -> Result<Replaced, CheckpointError> {
         let to = from.with_second_half(second_half);
         to.validate().map_err(|source| CheckpointError::Config {
-            path: path.to_path_buf(),
+            path: self.path.clone(),
             source,
         })?;
         self.check(from)?;

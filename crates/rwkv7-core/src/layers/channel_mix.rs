@@ -15,7 +15,9 @@ use crate::{
     state::{StateError, StateTensors, TensorReader, TensorWriter},
 };
 
-use super::{SecondHalf, Span, TimeMixTrace, last_token, project, token_shift, zero_state};
+use super::{
+    SecondHalf, Span, TimeMixTrace, check_state, last_token, project, token_shift, zero_state,
+};
 
 /// Configuration of [`ChannelMix`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -102,6 +104,8 @@ impl SecondHalf for ChannelMix {
         span: &Span,
         state: ChannelMixState,
     ) -> (Tensor<3>, ChannelMixState) {
+        let [batch, _, width] = h.dims();
+        check_state("ffn.shift", &state.shift, [batch, width]);
         let shift = last_token(&h, &state.shift, span);
         let x_k = token_shift(h, state.shift, self.x_k.val());
         let hidden = fused::relu_squared(project(&self.key, x_k, self.products));

@@ -36,3 +36,16 @@ pub fn project(linear: &Linear, x: Tensor<3>, products: Products) -> Tensor<3> {
 pub fn zero_state<const D: usize>(dims: [usize; D], device: &Device) -> Tensor<D> {
     Tensor::zeros(dims, (device, burn::tensor::DType::F32))
 }
+
+/// Checks that the running state a layer is given is of its size and batch; `name` is the tensor's in state files.
+///
+/// # Panics
+///
+/// If it is not.
+pub fn check_state<const D: usize>(name: &str, state: &Tensor<D>, expected: [usize; D]) {
+    let found = state.dims();
+    assert!(
+        found == expected,
+        "state tensor `{name}` has shape {found:?}, this layer needs {expected:?}: the state is of another model or for another batch"
+    );
+}

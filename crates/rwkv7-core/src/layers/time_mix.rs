@@ -28,7 +28,7 @@ use crate::{
     operator::{Trace, Wkv7Input, with_narrow_keys, wkv7, wkv7_traced},
 };
 
-use super::{LayerNorm, Span, last_token, project, zero_state};
+use super::{LayerNorm, Span, check_state, last_token, project, zero_state};
 
 /// Time mixing. Fields are named like the official checkpoint's tensors `blocks.{i}.att.…`.
 #[derive(Module, Debug)]
@@ -148,6 +148,8 @@ impl TimeMix {
     ) -> (Tensor<3>, TimeMixState, TimeMixTrace) {
         let [batch, time, width] = h.dims();
         let [heads, head_size] = self.r_k.dims();
+        check_state("att.shift", &state.shift, [batch, width]);
+        check_state("att.wkv", &state.wkv, [batch, heads, head_size, head_size]);
         let shift = last_token(&h, &state.shift, span);
         let mixes = [
             &self.x_r, &self.x_w, &self.x_k, &self.x_v, &self.x_a, &self.x_g,

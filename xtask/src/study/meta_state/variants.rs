@@ -125,16 +125,7 @@ pub const VARIANTS: &[Variant] = &[
         "paper",
         &[META_STATE, PAPER],
         "Meta-State, the equations read literally, one W_oms for all heads",
-        Enlarged {
-            reverse: Some(&[
-                "model.n_layer=4",
-                "model.decay_rank=26",
-                "model.in_context_rank=26",
-                "model.value_rank=26",
-                "model.gate_rank=26",
-            ]),
-            shakespeare: Some(&["model.n_layer=8"]),
-        },
+        DEEPER_SHARED,
     ),
     main(
         "practical",
@@ -177,6 +168,34 @@ pub const VARIANTS: &[Variant] = &[
         },
     ),
     option(
+        "narrow",
+        &["model.ffn_size=64"],
+        "RWKV-7 with channel mixing as small as Meta-State's matrices",
+        Enlarged {
+            reverse: Some(&[
+                "model.ffn_size=32",
+                "model.n_layer=4",
+                "model.decay_rank=24",
+                "model.in_context_rank=24",
+                "model.value_rank=24",
+                "model.gate_rank=24",
+            ]),
+            shakespeare: Some(&["model.n_layer=7"]),
+        },
+    ),
+    option(
+        "practical-shared",
+        &[META_STATE, PRACTICAL, "model.meta_state.oms=shared"],
+        "practical with one W_oms for all heads",
+        DEEPER_SHARED,
+    ),
+    option(
+        "practical-projected",
+        &[META_STATE, PRACTICAL, r#"model.meta_state.sse="projected""#],
+        "practical, a learned matrix before the state, W_in of eq. 7",
+        DEEPER,
+    ),
+    option(
         "practical-shift",
         &[META_STATE, PRACTICAL, "model.meta_state.token_shift=true"],
         "practical with token shift",
@@ -186,6 +205,17 @@ pub const VARIANTS: &[Variant] = &[
         "practical-value-side",
         &[META_STATE, PRACTICAL, VALUE_SIDE],
         "practical, the state read along the axis that eq. 1 has",
+        DEEPER,
+    ),
+    option(
+        "practical-learned",
+        &[
+            META_STATE,
+            PRACTICAL,
+            VALUE_SIDE,
+            r#"model.meta_state.sse="learned""#,
+        ],
+        "practical-value-side with a learned matrix in the place of the state",
         DEEPER,
     ),
     option(
@@ -381,6 +411,18 @@ const DEEPER: Enlarged = Enlarged {
         "model.gate_rank=24",
     ]),
     shakespeare: Some(&["model.n_layer=7"]),
+};
+
+/// [`DEEPER`] with one W_oms for all heads.
+const DEEPER_SHARED: Enlarged = Enlarged {
+    reverse: Some(&[
+        "model.n_layer=4",
+        "model.decay_rank=26",
+        "model.in_context_rank=26",
+        "model.value_rank=26",
+        "model.gate_rank=26",
+    ]),
+    shakespeare: Some(&["model.n_layer=8"]),
 };
 
 const NONE: Enlarged = Enlarged {
