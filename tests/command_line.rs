@@ -445,7 +445,7 @@ fn a_full_disk_leaves_the_old_file() {
         &["convert", &model, "disk/out.safetensors"],
         &["out.safetensors", "cannot be written", "No space"],
     );
-    let to = r#"{"n_embd": 64}"#;
+    let to = r#"{"n_embd": 128}"#;
     place.fails(
         &["grow", &model, "disk/out.safetensors", "--to", to],
         &["out.safetensors", "cannot be written", "No space"],
@@ -479,4 +479,198 @@ fn a_reader_that_goes_away_is_no_error() {
         .unwrap();
     let message = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && message.is_empty(), "{message}");
+}
+
+/// A copy of a model of the zoo as a training run leaves it, in the folder `run`.
+fn copied(place: &Place) {
+    std::fs::create_dir(place.path("run")).unwrap();
+    for file in ["model.safetensors", "config.json", "recipe.json"] {
+        let from = golden(&format!("../../models/reverse-rwkv7/{file}"));
+        std::fs::copy(from, place.path("run").join(file)).unwrap();
+    }
+}
+
+const ONE_MORE_LAYER: [&str; 2] = ["--to", r#"{"n_layer": 4}"#];
+
+#[test]
+fn a_model_is_not_overwritten_with_what_is_made_of_it() {
+    let place = Place::new();
+    copied(&place);
+    let model = place.path("run/model.safetensors");
+    let before = std::fs::read(&model).unwrap();
+    let whole = model.to_str().unwrap();
+    let itself = ["model.safetensors", "is the model itself, run"];
+    let grow = ["grow", "run", "run/model.safetensors"];
+    place.fails(&[&grow[..], &ONE_MORE_LAYER].concat(), &itself);
+    let convert = ["convert", "run/model.safetensors", whole];
+    place.fails(&[&convert[..], &["--dtype", "bf16"]].concat(), &itself);
+    let convert = ["convert", "run", "./run/../run/model.safetensors"];
+    place.fails(&[&convert[..], &["--arch", "meta-state"]].concat(), &itself);
+    place.fails(
+        &["generate", "--model", "run", "--state-out", whole],
+        &itself,
+    );
+    place.fails(&["convert", "run", "run"], &["run: is a folder"]);
+
+    let hf = |input, output| ["convert", input, output, "--format", "hf"];
+    place.fails(&hf("reverse-rwkv7", "run"), &["run", "a training run"]);
+    std::fs::remove_file(place.path("run/recipe.json")).unwrap();
+    place.fails(&hf("run", "run"), &["holds the model itself"]);
+    place.fails(&hf(whole, "run/."), &["holds the model itself"]);
+
+    // The files of a model in parts.
+    std::fs::rename(&model, place.path("run/part.safetensors")).unwrap();
+    place.write(
+        "run/model.safetensors.index.json",
+        r#"{"weight_map": {"emb.weight": "part.safetensors"}}"#,
+    );
+    place.fails(
+        &["convert", "run", "run/part.safetensors"],
+        &["the model itself"],
+    );
+    let kept = std::fs::read(place.path("run/part.safetensors")).unwrap();
+    assert!(kept == before);
+}
+
+#[test]
+fn the_name_of_an_output_says_its_format() {
+    let place = Place::new();
+    for (output, format, parts) in [
+        ("x.pth", "blinkdl", ["x.pth", "name it .safetensors"]),
+        ("x.bpk", "blinkdl", ["x.bpk", "--format burn"]),
+        (
+            "x.safetensors",
+            "burn",
+            ["x.safetensors", "--format blinkdl"],
+        ),
+        ("x.PT", "hf", ["x.PT", "name a folder"]),
+    ] {
+        let convert = ["convert", "reverse-rwkv7", output, "--format", format];
+        place.fails(&convert, &parts);
+    }
+    let grow = ["grow", "reverse-rwkv7", "x.bpk"];
+    place.fails(
+        &[&grow[..], &ONE_MORE_LAYER].concat(),
+        &["name it .safetensors"],
+    );
+}
+
+#[test]
+fn a_growth_of_nothing_is_refused() {
+    let place = Place::new();
+    let fails = |model: &str, to: &str, parts: &[&str]| {
+        place.fails(&["grow", model, "x.safetensors", "--to", to], parts);
+    };
+    let to = r#"{"ffn_size": 300}"#;
+    fails(
+        "reverse-meta-state",
+        to,
+        &["nothing would grow", "no `ffn_size`"],
+    );
+    fails("reverse-rwkv7", "reverse-rwkv7", &["nothing would grow"]);
+}
+
+#[test]
+fn a_saved_state_goes_on_with_the_next_token() {
+    let place = Place::new();
+    let ask = |model: &str, tokens: &str, more: &[&str]| {
+        let ask = ["generate", "--model", model, "--tokenizer", "byte"];
+        let ask = [
+            &ask[..],
+            &["--temperature", "0", "--max-tokens", tokens],
+            more,
+        ];
+        place.ok(&ask.concat())
+    };
+    let prompt = ["--prompt", "31415,"];
+    let from = |state| ["--state-in", state];
+    for model in ["reverse-rwkv7", "reverse-meta-state"] {
+        let out = ["--state-out", "a.st"];
+        assert_eq!(ask(model, "2", &[prompt, out].concat()), "51\n");
+        assert_eq!(ask(model, "3", &from("a.st")), "413\n");
+        // In the larger model too.
+        let grow = ["grow", model, "large.safetensors"];
+        let states = ["--state-in", "a.st", "--state-out", "b.st"];
+        place.ok(&[&grow[..], &ONE_MORE_LAYER, &states].concat());
+        assert_eq!(ask("large.safetensors", "3", &from("b.st")), "413\n");
+        // Of a prompt without a token after it.
+        ask(model, "0", &[prompt, out].concat());
+        assert_eq!(ask(model, "5", &from("a.st")), "51413\n");
+        for command in [&grow[..], &["generate", "--model", model]] {
+            let more: &[&str] = match command[0] {
+                "grow" => &[ONE_MORE_LAYER, from("a.st")].concat(),
+                _ => &[],
+            };
+            let nowhere = ["--state-out", "nodir/b.st"];
+            std::fs::remove_file(place.path("large.safetensors")).ok();
+            place.fails(&[command, more, &nowhere].concat(), &["nodir/b.st"]);
+        }
+    }
+
+    // A state of an earlier version, without the token.
+    let device = burn::tensor::Device::default();
+    let path = golden("../../models/reverse-rwkv7/model.safetensors");
+    let (config, network) = checkpoint::load(path.as_ref(), &device).unwrap();
+    let state = network.zero_state(1, &device);
+    state.save(&place.path("old.st"), &config).unwrap();
+    let old = [
+        "generate",
+        "--model",
+        "reverse-rwkv7",
+        "--state-in",
+        "old.st",
+    ];
+    place.fails(&old, &["old.st", "--prompt"]);
+    ask("reverse-rwkv7", "1", &[prompt, from("old.st")].concat());
+}
+
+#[test]
+fn numbers_below_zero_are_values() {
+    let place = Place::new();
+    let ask = ["generate", "--model", "reverse-rwkv7", "--max-tokens", "1"];
+    place.ok(&[&ask[..], &["--prompt", "-5", "--presence-penalty", "-0.5"]].concat());
+    place.fails(
+        &[&ask[..], &["--temperature", "-1"]].concat(),
+        &["temperature is -1"],
+    );
+    place.fails(&["eval", "--model", "reverse-rwkv7"], &["--data"]);
+}
+
+#[test]
+fn a_recorded_tokenizer_is_found_or_named() {
+    let place = Place::new();
+    copied(&place);
+    std::fs::create_dir_all(place.path("run/checkpoints/3")).unwrap();
+    let record = "run/checkpoints/3/model.bpk";
+    place.ok(&["convert", "run", record, "--format", "burn"]);
+    let ask = |model| ["generate", "--model", model, "--prompt", "1,"];
+    assert_eq!(place.ok(&ask("run")), place.ok(&ask(record)));
+    place.write("run/recipe.json", r#"{"tokenizer": "old/vocabulary.txt"}"#);
+    for model in ["run", record] {
+        place.fails(
+            &ask(model),
+            &["run/recipe.json", "old/vocabulary.txt", "--tokenizer"],
+        );
+    }
+}
+
+/// As with `2>&1 | head -1`.
+#[test]
+fn work_is_finished_when_nobody_reads_on() {
+    let place = Place::new();
+    let closed = |arguments: &[&str]| {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let mut command = place.command(arguments);
+        command.stdout(writer.try_clone().unwrap()).stderr(writer);
+        command.status().unwrap().code()
+    };
+    let grow = ["grow", "reverse-rwkv7", "large.safetensors"];
+    assert_eq!(closed(&[&grow[..], &ONE_MORE_LAYER].concat()), Some(0));
+    assert!(place.path("large.safetensors").exists());
+    let ask = ["generate", "--model", "reverse-rwkv7", "--prompt", "1,"];
+    let ask = [&ask[..], &["--state-out", "a.st"]].concat();
+    assert_eq!(closed(&ask), Some(0));
+    assert!(place.path("a.st").exists());
+    assert_eq!(closed(&["inspect", "nowhere"]), Some(1));
 }

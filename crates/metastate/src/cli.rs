@@ -86,7 +86,12 @@ pub struct Eval {
     #[arg(long, value_enum, default_value = "perplexity")]
     pub task: Task,
     /// Text to measure perplexity on; repeatable.
-    #[arg(long, value_name = "PATH", required_if_eq("task", "perplexity"))]
+    #[arg(
+        long,
+        value_name = "PATH",
+        required_if_eq("task", "perplexity"),
+        required_unless_present = "task"
+    )]
     pub data: Vec<PathBuf>,
     /// Digits of the numbers of task `reverse`, from 3: shorter ones are all seen in training.
     #[arg(long, value_name = "N", default_value_t = 15, value_parser = clap::value_parser!(u16).range(3..))]
@@ -115,37 +120,67 @@ pub struct Generate {
     /// byte, an RWKV World vocabulary or a Hugging Face tokenizer.json. Default: the model folder's.
     #[arg(long, value_name = "byte|PATH")]
     pub tokenizer: Option<String>,
-    /// Text to continue. Empty: start after an end of text, or go on from --state-in.
-    #[arg(long, value_name = "TEXT", default_value = "")]
+    /// Text to continue. Empty: start after an end of text, or go on where the text of --state-in stopped.
+    #[arg(
+        long,
+        value_name = "TEXT",
+        default_value = "",
+        allow_hyphen_values = true
+    )]
     pub prompt: String,
     /// Stop after this many tokens; the end-of-text token stops earlier.
     #[arg(long, value_name = "N", default_value_t = 256)]
     pub max_tokens: usize,
     /// Divides the logits; 0 always takes the likeliest token.
-    #[arg(long, value_name = "T", default_value_t = 1.0)]
+    #[arg(
+        long,
+        value_name = "T",
+        default_value_t = 1.0,
+        allow_negative_numbers = true
+    )]
     pub temperature: f32,
     /// Keep the likeliest tokens that hold this much of the probability.
-    #[arg(long, value_name = "P", default_value_t = 0.9)]
+    #[arg(
+        long,
+        value_name = "P",
+        default_value_t = 0.9,
+        allow_negative_numbers = true
+    )]
     pub top_p: f32,
     /// Keep this many of the likeliest tokens; 0 keeps all.
     #[arg(long, value_name = "K", default_value_t = 0)]
     pub top_k: usize,
     /// Subtracted from the logit of every token that occurred.
-    #[arg(long, value_name = "X", default_value_t = 0.0)]
+    #[arg(
+        long,
+        value_name = "X",
+        default_value_t = 0.0,
+        allow_negative_numbers = true
+    )]
     pub presence_penalty: f32,
     /// Subtracted from a token's logit for every time it occurred.
-    #[arg(long, value_name = "X", default_value_t = 0.0)]
+    #[arg(
+        long,
+        value_name = "X",
+        default_value_t = 0.0,
+        allow_negative_numbers = true
+    )]
     pub frequency_penalty: f32,
     /// How much of an occurrence is left after each token.
-    #[arg(long, value_name = "X", default_value_t = 0.996)]
+    #[arg(
+        long,
+        value_name = "X",
+        default_value_t = 0.996,
+        allow_negative_numbers = true
+    )]
     pub penalty_decay: f32,
     /// Seed of the random choice.
     #[arg(long, value_name = "S", default_value_t = 0)]
     pub seed: u64,
-    /// Start from a saved state.
+    /// Go on from a state that --state-out saved: with --prompt, or else with the token after its last one.
     #[arg(long, value_name = "FILE")]
     pub state_in: Option<PathBuf>,
-    /// Save the state after the last token.
+    /// Save the state with the last token, where --state-in goes on.
     #[arg(long, value_name = "FILE")]
     pub state_out: Option<PathBuf>,
     #[command(flatten)]

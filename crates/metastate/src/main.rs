@@ -5,13 +5,15 @@ mod commands;
 mod device;
 mod memory;
 mod model;
+mod output;
+mod state;
 
 use std::{error::Error, process::ExitCode};
 
 use clap::Parser;
 
 /// What a command returns: the error is printed with its causes.
-type Outcome = Result<(), Box<dyn Error + Send + Sync>>;
+type Outcome<T = ()> = Result<T, Box<dyn Error + Send + Sync>>;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -21,10 +23,10 @@ fn main() -> ExitCode {
     match commands::run(cli::Cli::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error}");
+            commands::say(format!("error: {error}"));
             let mut cause = error.source();
             while let Some(error) = cause {
-                eprintln!("  because: {error}");
+                commands::say(format!("  because: {error}"));
                 cause = error.source();
             }
             ExitCode::FAILURE

@@ -2,7 +2,9 @@
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use recipes::zoo::Source;
-use rwkv7_core::tokenizer::{self, Tokenizer};
+use rwkv7_core::tokenizer::{self, Tokenizer, TokenizerError};
+
+use crate::Outcome;
 
 /// What is wrong with what a user put together.
 #[derive(Debug, thiserror::Error)]
@@ -14,6 +16,16 @@ pub enum ModelError {
     NoTokenizer {
         /// The model.
         model: String,
+    },
+    /// The tokenizer that the model was trained with is not where it was.
+    #[error(
+        "{recipe} names a tokenizer that cannot be loaded; give another with --tokenizer byte|PATH"
+    )]
+    RecordedTokenizer {
+        /// The recipe.
+        recipe: String,
+        /// The cause.
+        source: TokenizerError,
     },
     /// The tokenizer has ids that the model has no embedding for.
     #[error(
@@ -44,17 +56,24 @@ pub enum ModelError {
     },
 }
 
-/// The tokenizer in the recipe of the training run that made the model.
-fn recorded_tokenizer(source: &Source) -> Option<String> {
-    let recipe = match source {
-        Source::Zoo(entry) => entry.recipe()?.to_string(),
+/// The tokenizer in the recipe of the training run that made the model, and where that recipe is: beside the model or, for a
+/// checkpoint of the run, two folders above.
+fn recorded_tokenizer(source: &Source) -> Option<(String, String)> {
+    let (place, recipe) = match source {
+        Source::Zoo(entry) => (entry.name.to_string(), entry.recipe()?.to_string()),
         Source::Path(path) => {
-            let folder = if path.is_dir() { path } else { path.parent()? };
-            std::fs::read_to_string(folder.join("recipe.json")).ok()?
+            let checkpoint = path.extension().is_some_and(|e| e == "bpk");
+            let folders = path.ancestors().skip(usize::from(!path.is_dir()));
+            let mut folders = folders.take(if checkpoint { 3 } else { 1 });
+            folders.find_map(|folder| {
+                let path = folder.join("recipe.json");
+                let recipe = std::fs::read_to_string(&path).ok()?;
+                Some((path.display().to_string(), recipe))
+            })?
         }
     };
     let recipe: serde_json::Value = serde_json::from_str(&recipe).ok()?;
-    Some(recipe.get("tokenizer")?.as_str()?.to_string())
+    Some((recipe.get("tokenizer")?.as_str()?.to_string(), place))
 }
 
 /// The tokenizer asked for, or the one that the training run used, with its name; its ids fit a model of `vocab_size`.
@@ -62,14 +81,20 @@ pub fn tokenizer(
     source: &Source,
     asked: Option<&str>,
     vocab_size: usize,
-) -> Result<(String, Box<dyn Tokenizer>), Box<dyn std::error::Error + Send + Sync>> {
-    let spec = match asked {
-        Some(spec) => spec.to_string(),
-        None => recorded_tokenizer(source).ok_or_else(|| ModelError::NoTokenizer {
-            model: source.to_string(),
-        })?,
+) -> Outcome<(String, Box<dyn Tokenizer>)> {
+    let (spec, tokenizer) = match asked {
+        Some(spec) => (spec.to_string(), tokenizer::load(spec)?),
+        None => {
+            let recorded = recorded_tokenizer(source);
+            let (spec, recipe) = recorded.ok_or_else(|| ModelError::NoTokenizer {
+                model: source.to_string(),
+            })?;
+            let loaded = tokenizer::load(&spec);
+            let tokenizer =
+                loaded.map_err(|source| ModelError::RecordedTokenizer { recipe, source })?;
+            (spec, tokenizer)
+        }
     };
-    let tokenizer = tokenizer::load(&spec)?;
     if tokenizer.vocab_size() > vocab_size {
         return Err(ModelError::TokenizerTooLarge {
             tokenizer: spec,

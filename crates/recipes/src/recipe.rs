@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::{
     data::windows::Sampling,
-    model::{Arch, MetaStateSpec, ModelSpec},
+    model::{Arch, ModelSpec},
     zoo,
 };
 
@@ -333,10 +333,8 @@ impl Recipe {
             if let Some(field) = field.and_then(|field| field.split('.').next()) {
                 // The others stay those of the preset, which a later setting may change.
                 let layer = &mut json["model"]["meta_state"];
-                let given = recipe.model.meta_state.as_ref();
-                let mut fields = given.map(MetaStateSpec::fields).unwrap_or_default();
-                fields.insert(field.into(), layer[field].take());
-                *layer = Value::Object(fields);
+                let given = recipe.model.meta_state.take().unwrap_or_default();
+                *layer = given.with(field, layer[field].take());
             }
             // Back and forth, so that a part that was given by its name can be changed further.
             recipe = serde_json::from_value(json).map_err(|error| wrong(error.to_string()))?;

@@ -8,6 +8,7 @@ use serde_json::json;
 use crate::{
     Outcome,
     cli::{self, Arch},
+    output,
 };
 
 use super::report;
@@ -36,12 +37,13 @@ struct NoNewLayers {
 /// Converts a checkpoint file.
 pub fn run(args: cli::Convert) -> Outcome {
     let source = Source::find(&args.input)?;
-    let checkpoint = source.open()?;
     let format = match args.format {
         cli::Format::Blinkdl => Format::Official,
         cli::Format::Hf => Format::Fla,
         cli::Format::Burn => Format::Burn,
     };
+    output::check_model(&source, &args.output, format)?;
+    let checkpoint = source.open()?;
     let dtype = args.dtype.map(|dtype| match dtype {
         cli::Dtype::F32 => DType::F32,
         cli::Dtype::F16 => DType::F16,

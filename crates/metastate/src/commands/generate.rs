@@ -2,10 +2,11 @@
 
 use std::{
     io::{self, Write},
+    path::PathBuf,
     time::Instant,
 };
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Device;
 use recipes::{
     for_architecture,
     model::{AnyModel, Model},
@@ -23,12 +24,22 @@ use crate::{
     cli::Generate,
     device,
     model::{row, tokenizer},
+    output, state,
 };
 
-use super::report;
+use super::{report, say};
 
 /// Prompt tokens per forward pass: bounds the memory that a long prompt takes.
 const PROMPT_CHUNK: usize = 1024;
+
+/// A state of an earlier version, and no prompt to go on with.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{}: the state does not name the token that is read next, as it was saved by an earlier version; give the text that goes on \
+     with --prompt",
+    .0.display()
+)]
+struct NothingToRead(PathBuf);
 
 /// Continues the prompt.
 pub fn run(args: Generate) -> Outcome {
@@ -42,8 +53,11 @@ pub fn run(args: Generate) -> Outcome {
         seed: args.seed,
     };
     let sampler = Sampler::new(sampler)?;
-    let device: Device = device::open(args.on.device.as_deref())?;
     let source = Source::find(&args.model)?;
+    if let Some(path) = &args.state_out {
+        output::check_file(&source, path)?;
+    }
+    let device: Device = device::open(args.on.device.as_deref())?;
     let model = AnyModel::load(source.open()?, &device)?;
     let (_, tokenizer) = tokenizer(&source, args.tokenizer.as_deref(), model.vocab_size())?;
     let tokenizer = tokenizer.as_ref();
@@ -61,82 +75,86 @@ fn generate<S: SecondHalfConfig>(
     let end = tokenizer.end_of_text();
     let vocab_size = model.config.vocab_size;
 
-    let mut state = model.network.zero_state(1, device);
-    if let Some(path) = &args.state_in {
-        state = state.load(path, &model.config)?;
-    }
-    // Training text has an end of text before every document; a model that starts from nothing should see one.
-    let mut prompt = tokenizer.encode(&args.prompt)?;
-    if args.state_in.is_none() || prompt.is_empty() {
-        prompt.insert(0, end);
-    }
+    let asked = tokenizer.encode(&args.prompt)?;
+    let zero = model.network.zero_state(1, device);
+    let (mut state, first) = match &args.state_in {
+        // Training text has an end of text before every document; a model that starts from nothing should see one.
+        None => (zero, Some(end)),
+        Some(path) => {
+            let (state, unread) = state::load(&zero, path, &model.config)?;
+            if unread.is_none() && asked.is_empty() {
+                return Err(NothingToRead(path.clone()).into());
+            }
+            (state, unread)
+        }
+    };
+    let mut prompt: Vec<u32> = first.into_iter().chain(asked).collect();
+    let prompt_tokens = prompt.len();
+    // The last token is read when the one after it is wanted.
+    let Some(mut unread) = prompt.pop() else {
+        unreachable!("a prompt has at least one token");
+    };
 
     let started = Instant::now();
-    let mut logits = None;
     for chunk in prompt.chunks(PROMPT_CHUNK) {
         let tokens = row(chunk, vocab_size, device)?;
-        let (last, next) = model.network.read(tokens, Some(state));
-        logits = Some(last);
-        state = next;
+        (_, state) = model.network.read(tokens, Some(state));
     }
-    let mut logits = match logits {
-        Some(logits) => logits.try_into_vec_as::<f32>()?,
-        None => unreachable!("a prompt has at least the end-of-text token"),
-    };
+    device.sync()?;
     let prompt_seconds = started.elapsed().as_secs_f64();
 
     let started = Instant::now();
     let mut decoder = StreamDecoder::new(tokenizer);
     let mut text = String::new();
-    let mut out = io::stdout().lock();
     let mut count = 0;
-    while count < args.max_tokens {
+    let mut heard = true;
+    while heard && count < args.max_tokens {
+        let tokens = row(&[unread], vocab_size, device)?;
+        let (logits, next) = model.network.read(tokens, Some(state));
+        state = next;
+        let logits = logits.try_into_vec_as::<f32>()?;
         // Models have a few more logits than the tokenizer has ids; those stand for no text.
         let known = tokenizer.vocab_size().min(logits.len());
-        let id = sampler.sample(&logits[..known])?;
+        unread = sampler.sample(&logits[..known])?;
         count += 1;
-        let step = Tensor::from_data([id as i32], device);
-        let (next_logits, next) = model.network.step(step, state);
-        state = next;
-        if id == end {
+        if unread == end {
             break;
         }
-        let piece = decoder.push(id)?;
-        if args.json {
-            text.push_str(&piece);
-        } else {
-            out.write_all(piece.as_bytes())?;
-            out.flush()?;
-        }
-        logits = next_logits.try_into_vec_as::<f32>()?;
+        let piece = decoder.push(unread)?;
+        text.push_str(&piece);
+        heard = args.json || print(&piece)?;
     }
     let rest = decoder.finish();
     let seconds = started.elapsed().as_secs_f64();
-    if args.json {
-        text.push_str(&rest);
-    } else {
-        out.write_all(rest.as_bytes())?;
-        out.write_all(b"\n")?;
-        out.flush()?;
+    text.push_str(&rest);
+    if heard && !args.json {
+        print(&format!("{rest}\n"))?;
     }
-    drop(out);
 
     if let Some(path) = &args.state_out {
-        state.save(path, &model.config)?;
+        state::save(&state, Some(unread), path, &model.config)?;
     }
     let speed = count as f64 / seconds.max(1e-9);
     if args.json {
         let object = json!({
-            "prompt": args.prompt, "text": text, "prompt_tokens": prompt.len(), "tokens": count,
+            "prompt": args.prompt, "text": text, "prompt_tokens": prompt_tokens, "tokens": count,
             "prompt_seconds": prompt_seconds, "tokens_per_second": speed,
         });
         report(true, object, String::new);
     } else {
-        eprintln!(
-            "{} prompt tokens in {prompt_seconds:.2} s, {count} tokens at {speed:.1} tokens/s, state of {} values",
-            prompt.len(),
+        say(format!(
+            "{prompt_tokens} prompt tokens in {prompt_seconds:.2} s, {count} tokens at {speed:.1} tokens/s, state of {} values",
             state.num_values()
-        );
+        ));
     }
     Ok(())
+}
+
+/// Prints a piece of text and says whether anybody reads on.
+fn print(piece: &str) -> io::Result<bool> {
+    let mut out = io::stdout().lock();
+    match out.write_all(piece.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        printed => printed.map(|()| true),
+    }
 }

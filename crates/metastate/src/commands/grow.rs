@@ -25,9 +25,10 @@ use crate::{
     cli::{self, Grow},
     device,
     model::{row, tokenizer},
+    output, state,
 };
 
-use super::report;
+use super::{report, say};
 
 /// Tokens that both models read for the comparison, of a text and without one.
 const TOKENS: (usize, usize) = (512, 64);
@@ -50,8 +51,8 @@ enum GrowError {
          not lossless; nothing was written. Half-precision values that had to be scaled are rounded: try --dtype f32"
     )]
     NotLossless { output: String, largest: f64 },
-    #[error("{}: is the model itself or a folder; name a new safetensors file", .0.display())]
-    Output(PathBuf),
+    #[error("--to {given}: the model is that already, so nothing would grow{note}")]
+    Nothing { given: String, note: &'static str },
     #[error("{0}; --inexact grows it all the same")]
     Inexact(ScalingError),
 }
@@ -63,11 +64,12 @@ pub fn run(args: Grow) -> Outcome {
     let to = target(&args.to)?;
     let from = ModelConfig::of(&checkpoint)?;
     for_architecture!(ModelConfig, from, from => {
-        let to = changed(&from, &to).map_err(|error| GrowError::Target {
+        let larger = changed(&from, &to).map_err(|error| GrowError::Target {
             given: args.to.clone(),
             reason: error.reason,
         })?;
-        grow(&args, &source, checkpoint, &from, &to)
+        let plan = plan(&args, &from, &larger, &to)?;
+        grow(&args, &source, checkpoint, plan)
     })
 }
 
@@ -90,13 +92,13 @@ fn target(given: &str) -> Result<Value, GrowError> {
     serde_json::from_str(&text).map_err(|error| wrong(error.to_string()))
 }
 
-fn grow<S: Growable>(
+/// The growth of `from` to `larger`, which is what `to` says.
+fn plan<S: Growable>(
     args: &Grow,
-    source: &Source,
-    checkpoint: Checkpoint,
     from: &Rwkv7Config<S>,
-    to: &Rwkv7Config<S>,
-) -> Outcome {
+    larger: &Rwkv7Config<S>,
+    to: &Value,
+) -> Outcome<Plan<S>> {
     let method = match args.method {
         cli::Method::Lossless => Method::Lossless,
         cli::Method::Stack => Method::Stack,
@@ -108,7 +110,29 @@ fn grow<S: Growable>(
         true => Embedding::Paired,
         false => Embedding::Lift,
     };
-    let plan = Plan::new(from, to, method, embedding)?.with_new_blocks(&args.new_blocks)?;
+    let plan = Plan::new(from, larger, method, embedding)?.with_new_blocks(&args.new_blocks)?;
+    // One that perturbs all values needs no growth to change them.
+    if plan.to == plan.from && method != Method::ShrinkPerturb {
+        let without = json!(from)["second_half"].get("ffn_size").is_none();
+        let note = match to.get("ffn_size") {
+            Some(_) if without => "; its second halves have no `ffn_size`",
+            _ => "",
+        };
+        return Err(GrowError::Nothing {
+            given: args.to.clone(),
+            note,
+        }
+        .into());
+    }
+    Ok(plan)
+}
+
+fn grow<S: Growable>(
+    args: &Grow,
+    source: &Source,
+    checkpoint: Checkpoint,
+    plan: Plan<S>,
+) -> Outcome {
     if args.plan {
         report(false, Value::Null, || {
             plan.to_string().trim_end().to_string()
@@ -126,44 +150,40 @@ fn grow<S: Growable>(
         None if plan.scale() != 1.0 => Some(DType::F32),
         None => None,
     };
-    if same_file(&args.input, &args.output) || args.output.is_dir() {
-        return Err(GrowError::Output(args.output.clone()).into());
+    output::check_model(source, &args.output, Format::Official)?;
+    if let Some(path) = &args.state_out {
+        output::check_file(source, path)?;
     }
     let device = device::open(args.on.device.as_deref())?;
     let state = match &args.state_in {
         Some(path) => {
-            let zero = from.init(&device, 0).zero_state(1, &device);
-            Some(zero.load(path, from)?)
+            let zero = plan.from.init(&device, 0).zero_state(1, &device);
+            Some(state::load(&zero, path, &plan.from)?)
         }
         None => None,
     };
-    let mut difference = None;
-    // The larger model gets its name only when it has been compared.
-    let mut failed = None;
+    // The larger model gets its name only when it has been compared and the state is written.
+    let make = |temporary: &Path| -> Outcome<Option<Difference>> {
+        let difference = write(args, source, &checkpoint, &plan, dtype, &device, temporary)?;
+        if let (Some((state, unread)), Some(path)) = (state, &args.state_out) {
+            state::save(&plan.grow_state(state), unread, path, &plan.to)?;
+        }
+        Ok(difference)
+    };
+    let mut made = Ok(None);
     let written = atomic::replace(&args.output, |temporary| {
-        let made = write(args, source, &checkpoint, &plan, dtype, &device, temporary);
+        made = make(temporary);
         match made {
-            Ok(found) => {
-                difference = found;
-                Ok(())
-            }
-            Err(error) => {
-                failed = Some(error);
-                Err(io::Error::other("the growth failed"))
-            }
+            Ok(_) => Ok(()),
+            Err(_) => Err(io::Error::other("the growth failed")),
         }
     });
-    if let Some(error) = failed {
-        return Err(error);
-    }
+    let difference = made?;
     written.map_err(|source| CheckpointError::Write {
         path: args.output.clone(),
         source,
     })?;
-    if let (Some(state), Some(path)) = (state, &args.state_out) {
-        plan.grow_state(state).save(path, &plan.to)?;
-    }
-    let parameters = [from.num_params(), plan.to.num_params()];
+    let parameters = [plan.from.num_params(), plan.to.num_params()];
     let object = json!({
         "input": args.input, "output": args.output, "parameters": parameters, "difference": difference,
         "blocks": plan.blocks,
@@ -193,11 +213,6 @@ fn grow<S: Growable>(
     Ok(())
 }
 
-fn same_file(a: &Path, b: &Path) -> bool {
-    let [a, b] = [a, b].map(|path| path.canonicalize());
-    matches!((a, b), (Ok(a), Ok(b)) if a == b)
-}
-
 /// Writes the larger model and compares it with the smaller one.
 fn write<S: Growable>(
     args: &Grow,
@@ -207,18 +222,18 @@ fn write<S: Growable>(
     dtype: Option<DType>,
     device: &Device,
     path: &Path,
-) -> Result<Option<Difference>, Box<dyn std::error::Error + Send + Sync>> {
+) -> Outcome<Option<Difference>> {
     let tokens = match args.no_verify {
         true => None,
         false => Some(tokens(args, source, plan.from.vocab_size, device)?),
     };
-    eprintln!("writing {} tensors", plan.steps.len());
+    say(format!("writing {} tensors", plan.steps.len()));
     let shown = Mutex::new(Instant::now());
     let progress = move |done: usize, all: usize| {
         let mut shown = shown.lock().unwrap_or_else(PoisonError::into_inner);
         if shown.elapsed() >= INTERVAL {
             *shown = Instant::now();
-            eprintln!("{} %", 100 * done / all);
+            say(format!("{} %", 100 * done / all));
         }
     };
     let format = Format::Official;
@@ -234,7 +249,10 @@ fn write<S: Growable>(
     let Some(tokens) = tokens else {
         return Ok(None);
     };
-    eprintln!("comparing both models on {} tokens", tokens.dims()[1]);
+    say(format!(
+        "comparing both models on {} tokens",
+        tokens.dims()[1]
+    ));
     // One after the other, so that only one of them is in memory.
     let logits = |checkpoint: Checkpoint| -> Result<Tensor<3>, CheckpointError> {
         let (_, model) = checkpoint.load::<S>(device)?;
@@ -260,7 +278,7 @@ fn tokens(
     source: &Source,
     vocab_size: usize,
     device: &Device,
-) -> Result<Tensor<2, Int>, Box<dyn std::error::Error + Send + Sync>> {
+) -> Outcome<Tensor<2, Int>> {
     let (of_text, others) = TOKENS;
     let ids = match &args.text {
         None => (0..others)

@@ -38,7 +38,7 @@ pub fn run(args: Models) -> Outcome {
         );
         lines.push(String::new());
         lines.push(
-            "Train one with --set model.preset=NAME; one with weights also runs: --model NAME."
+            "Train one: train --recipe text --data … --set model.preset=NAME; one with weights also runs: --model NAME."
                 .into(),
         );
         lines.join("\n")

@@ -36,39 +36,36 @@ pub struct ModelSpec {
     pub meta_state: Option<MetaStateSpec>,
 }
 
-/// A Meta-State layer as recipes give it: `paper`, `practical`, or an object of the fields that differ from those of the layer of
-/// [`preset`](ModelSpec::preset), of `practical` where that is no Meta-State model.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// Fields of a Meta-State layer; the others are those of the layer of [`preset`](ModelSpec::preset), of `practical` where that is no
+/// Meta-State model. In JSON also `"paper"` or `"practical"`, which give all.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "Value")]
-pub struct MetaStateSpec(Value);
+pub struct MetaStateSpec(Map<String, Value>);
 
 impl TryFrom<Value> for MetaStateSpec {
     type Error = serde_json::Error;
 
     fn try_from(given: Value) -> Result<Self, Self::Error> {
-        MetaStateConfig::deserialize(&given)?;
-        Ok(Self(given))
+        let layer = MetaStateConfig::deserialize(&given)?;
+        match (given, json!(layer)) {
+            (Value::Object(fields), _) | (_, Value::Object(fields)) => Ok(Self(fields)),
+            _ => unreachable!("a layer is an object"),
+        }
     }
 }
 
 impl MetaStateSpec {
-    /// The fields that are given: of a name all.
-    pub fn fields(&self) -> Map<String, Value> {
-        let given = match &self.0 {
-            Value::Object(fields) => return fields.clone(),
-            name => MetaStateConfig::deserialize(name),
-        };
-        match given.map(|layer| json!(layer)) {
-            Ok(Value::Object(fields)) => fields,
-            _ => unreachable!("what was read once is a preset's name, and a layer is an object"),
-        }
+    /// The same with another value of a field, which is checked when the recipe is read again.
+    pub(crate) fn with(mut self, field: &str, value: Value) -> Value {
+        self.0.insert(field.into(), value);
+        Value::Object(self.0)
     }
 
     /// The layer, where what is not given is that of `preset`.
     fn over(&self, preset: MetaStateConfig) -> MetaStateConfig {
         let mut layer = json!(preset);
         if let Value::Object(layer) = &mut layer {
-            layer.extend(self.fields());
+            layer.extend(self.0.clone());
         }
         match MetaStateConfig::deserialize(layer) {
             Ok(layer) => layer,
