@@ -190,16 +190,10 @@ pub const VARIANTS: &[Variant] = &[
         DEEPER_SHARED,
     ),
     option(
-        "practical-projected",
-        &[META_STATE, PRACTICAL, r#"model.meta_state.sse="projected""#],
-        "practical, a learned matrix before the state, W_in of eq. 7",
-        DEEPER,
-    ),
-    option(
         "practical-shift",
         &[META_STATE, PRACTICAL, "model.meta_state.token_shift=true"],
         "practical with token shift",
-        DEEPER,
+        TEXT,
     ),
     option(
         "practical-value-side",
@@ -306,7 +300,7 @@ pub const VARIANTS: &[Variant] = &[
             r#"model.meta_state.scale="l2""#,
         ],
         "key-side, z of length 1",
-        DEEPER,
+        TEXT,
     ),
     option(
         "low-rank",
@@ -400,8 +394,8 @@ pub const VARIANTS: &[Variant] = &[
     ),
 ];
 
-/// As many parameters as RWKV-7 by more layers. Of the options it is for those whose result at equal size is more than two
-/// standard errors away from that of the variant they change.
+/// As many parameters as RWKV-7 by more layers: for options that differ by more than two standard errors at one of the scales from
+/// the variant they change.
 const DEEPER: Enlarged = Enlarged {
     reverse: Some(&[
         "model.n_layer=4",
@@ -411,6 +405,12 @@ const DEEPER: Enlarged = Enlarged {
         "model.gate_rank=24",
     ]),
     shakespeare: Some(&["model.n_layer=7"]),
+};
+
+/// [`DEEPER`] on text alone: smaller differences on the way to `practical`.
+const TEXT: Enlarged = Enlarged {
+    reverse: None,
+    ..DEEPER
 };
 
 /// [`DEEPER`] with one W_oms for all heads.
