@@ -138,11 +138,7 @@ fn a_meta_state_model_trains_measures_itself_generates_and_converts() {
     let record = place.path("rwkv7/plain.safetensors");
     let weights = std::fs::read(&path).unwrap();
     let weights = SafeTensors::deserialize(&weights).unwrap();
-    let plain = weights
-        .tensors()
-        .into_iter()
-        .map(|(name, view)| (name, view));
-    safetensors::serialize_to_file(plain, None, &record).unwrap();
+    safetensors::serialize_to_file(weights.tensors(), None, &record).unwrap();
     for (file, said, found) in [
         ("run/official.pth", "meta-state", "rwkv7"),
         ("rwkv7/plain.safetensors", "rwkv7", "blocks.0.ms"),
