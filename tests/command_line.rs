@@ -353,10 +353,7 @@ fn fifty_steps_have_the_losses_of_the_chunked_form() {
     let losses = |form: &str| -> Vec<f64> {
         let place = Place::new();
         let arguments = train(&["--set", "steps=50", "--set", "optimizer.epsilon=1e-8"]);
-        let output = place
-            .command(&arguments)
-            .env("RWKV7_OPERATOR", form)
-            .output();
+        let output = place.command(&arguments).env("RWKV7_OP", form).output();
         let output = output.unwrap();
         let errors = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{form}: {errors}");

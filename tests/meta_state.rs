@@ -42,7 +42,7 @@ fn a_meta_state_model_trains_measures_itself_generates_and_converts() {
 
     let inspected = place.json(&["inspect", "run", "--json"]);
     assert_eq!(inspected["architecture"], "meta-state");
-    assert_eq!(inspected["config"]["second_half"]["oms"], "per-head");
+    assert_eq!(inspected["config"]["ffn"]["oms"], "per-head");
     assert_eq!(inspected["parameters"], inspected["stored_values"]);
     assert!(place.ok(&["inspect", "run"]).contains("meta-state"));
 
@@ -242,7 +242,7 @@ fn an_rwkv7_checkpoint_becomes_a_meta_state_model() {
         options,
     ]);
     let inspected = place.json(&["inspect", "other.safetensors", "--json"]);
-    assert_eq!(inspected["config"]["second_half"]["sse"]["low-rank"], 4);
+    assert_eq!(inspected["config"]["ffn"]["sse"]["low-rank"], 4);
     place.fails(
         &[
             "convert",
@@ -333,7 +333,7 @@ fn the_zoo_is_listed_and_trained_by_name() {
     place.ok(&train(&preset));
     let config = place.json(&["inspect", "run", "--json"]);
     assert_eq!(config["architecture"], "meta-state");
-    assert_eq!(config["config"]["second_half"]["oms"], "shared");
+    assert_eq!(config["config"]["ffn"]["oms"], "shared");
     place.fails(
         &train(&["--set", "model.preset=450m", "--out", "x"]),
         &["450m-meta-state-paper", "world-0.1b"],

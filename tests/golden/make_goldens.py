@@ -214,7 +214,7 @@ def make(name, m, folder):
             golden[f"state.{l}.{part}"] = value
     config = {k: v for k, v in m.items() if k != "ffn_size"}
     config.update(layer_norm_eps=LAYER_NORM_EPS, group_norm_eps=GROUP_NORM_EPS, embedding_norm=True,
-                  second_half={"ffn_size": m["ffn_size"]})
+                  ffn={"ffn_size": m["ffn_size"]})
     golden = {k: v.float().contiguous() if v.is_floating_point() else v for k, v in golden.items()}
     save_file(golden, folder / f"{name}.golden.safetensors", metadata={"config": json.dumps(config)})
 

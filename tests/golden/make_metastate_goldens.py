@@ -412,7 +412,7 @@ def make(variant, c, weights, tokens, rng, folder):
     golden = {name: value.detach().contiguous() for name, value in golden.items()}
     assert all(value.dtype == torch.float64 and value.isfinite().all() for value in golden.values())
     save_file({"tokens": torch.tensor(tokens), **golden}, folder / f"metastate-{variant}.golden.safetensors",
-              metadata={"config": json.dumps({**MODEL, "second_half": c})})
+              metadata={"config": json.dumps({**MODEL, "ffn": c})})
 
 
 def main(folder):

@@ -4,7 +4,10 @@
 mod bench;
 mod study;
 
-use std::process::{Command, ExitCode};
+use std::{
+    process::{Command, ExitCode},
+    time::Instant,
+};
 
 use clap::{Parser, Subcommand};
 
@@ -31,78 +34,84 @@ enum Task {
     Growth(study::Growth),
 }
 
-/// A check: what it is for, the environment it needs, the command.
+/// A check: its name, the environment that it needs, its command.
 type Check = (
     &'static str,
     &'static [(&'static str, &'static str)],
     &'static str,
 );
 
-const LINTS_AND_TESTS: &[Check] = &[
+// Type-checks, lints and documentation share one set of features, all tests another, so that Burn is compiled once for each.
+// DOCS_RS type-checks the CUDA code without the LLVM download that building it needs.
+const CHECKS: &[Check] = &[
     ("formatting", &[], "cargo fmt --all -- --check"),
-    // DOCS_RS: type-checks the CUDA code without the LLVM download that building it needs.
     (
-        "lints, with every GPU backend",
-        &[("DOCS_RS", "1")],
-        "cargo clippy --workspace --all-targets --features cuda,vulkan -- -D warnings",
-    ),
-    (
-        "the libraries without any backend",
-        &[],
-        "cargo clippy -p rwkv7-core -p recipes --no-default-features -- -D warnings",
-    ),
-    ("tests on the CPU", &[], "cargo test --workspace"),
-];
-
-const WGPU_ENVIRONMENT: &[(&str, &str)] = &[
-    ("BURN_DEVICE", "wgpu"),
-    ("CUBECL_AUTOTUNE_LEVEL", "minimal"),
-];
-
-// WGSL, not the SPIR-V of the feature `vulkan`, which Mesa 22's software driver crashes on. Each in one process, as a
-// software driver takes long to compile a kernel.
-const WGPU: &[Check] = &[
-    (
-        "custom operation and model on WGPU",
-        WGPU_ENVIRONMENT,
-        "cargo test --workspace --features wgpu --lib -- operator::tests::custom model::tests",
-    ),
-    (
-        "custom operation as in a browser, without fusion, on WGPU",
-        &[
-            ("BURN_DEVICE", "wgpu"),
-            ("CUBECL_AUTOTUNE_LEVEL", "minimal"),
-            ("RWKV7_OPERATOR", "packed"),
-            ("BURN_FUSION_MAX_EXPLORATIONS", "0"),
-        ],
-        "cargo test --workspace --features wgpu --lib -- operator::tests::custom",
-    ),
-    (
-        "WGPU against the CPU",
-        WGPU_ENVIRONMENT,
-        "cargo test --workspace --features wgpu --test devices",
-    ),
-];
-
-// With the workspace's build folder, as it has most of what the project needs.
-const EXAMPLE: &[Check] = &[
-    (
-        "formatting of the example",
+        "formatting of own-model",
         &[],
         "cargo fmt --manifest-path examples/own-model/Cargo.toml -- --check",
     ),
     (
-        "a project of its own that uses the libraries",
+        "lints, with CUDA and Vulkan",
+        &[("DOCS_RS", "1")],
+        "cargo clippy --workspace --all-targets --features cuda,vulkan -- -D warnings",
+    ),
+    (
+        "API documentation",
+        &[("DOCS_RS", "1"), ("RUSTDOCFLAGS", "-D warnings")],
+        "cargo doc --workspace --no-deps --features cuda,vulkan",
+    ),
+    (
+        "lints of the layers alone, without a backend",
+        &[],
+        "cargo clippy -p rwkv7-core --no-default-features -- -D warnings",
+    ),
+    (
+        "build of the tests",
+        &[],
+        "cargo test --workspace --features wgpu --no-run",
+    ),
+    (
+        "tests on the CPU",
         &[("BURN_DEVICE", "flex")],
-        "cargo run --locked --manifest-path examples/own-model/Cargo.toml --target-dir target",
+        "cargo test --workspace --features wgpu",
+    ),
+    (
+        "own-model, a project that uses the libraries",
+        &[("BURN_DEVICE", "flex")],
+        "cargo run --locked --features wgpu --manifest-path examples/own-model/Cargo.toml --target-dir target",
     ),
 ];
 
-const DOCS: &[Check] = &[(
-    "API documentation",
-    &[("RUSTDOCFLAGS", "-D warnings"), ("DOCS_RS", "1")],
-    "cargo doc --workspace --no-deps --features cuda,vulkan",
-)];
+// The kernels of the feature `wgpu` are WGSL. Mesa's software driver crashes on the SPIR-V of the feature `vulkan`. Each check
+// is one process, because a software driver takes long to compile a kernel.
+const WGPU: &[Check] = &[
+    (
+        "operations and models on WGPU",
+        &[
+            ("BURN_DEVICE", "wgpu"),
+            ("CUBECL_AUTOTUNE_LEVEL", "minimal"),
+        ],
+        "cargo test -p rwkv7-core -p metastate-cli --features metastate-cli/wgpu --lib -- ops::tests::custom model::tests",
+    ),
+    (
+        "operations on WGPU as in a browser, without fusion",
+        &[
+            ("BURN_DEVICE", "wgpu"),
+            ("CUBECL_AUTOTUNE_LEVEL", "minimal"),
+            ("RWKV7_OP", "packed"),
+            ("BURN_FUSION_MAX_EXPLORATIONS", "0"),
+        ],
+        "cargo test -p rwkv7-core -p metastate-cli --features metastate-cli/wgpu --lib -- ops::tests::custom",
+    ),
+    (
+        "WGPU against the CPU",
+        &[
+            ("BURN_DEVICE", "wgpu"),
+            ("CUBECL_AUTOTUNE_LEVEL", "minimal"),
+        ],
+        "cargo test --workspace --features wgpu --test devices",
+    ),
+];
 
 fn main() -> ExitCode {
     let result = match Cli::parse().task {
@@ -120,31 +129,46 @@ fn main() -> ExitCode {
     }
 }
 
+/// Runs the checks until one fails, then prints the seconds that each took.
 fn ci(skip_wgpu: bool) -> ExitCode {
     let wgpu = if skip_wgpu { &[] } else { WGPU };
-    for (what, environment, command) in LINTS_AND_TESTS
-        .iter()
-        .chain(EXAMPLE)
-        .chain(wgpu)
-        .chain(DOCS)
-    {
-        eprintln!("\n== {what}: {command}");
-        let mut words = command.split(' ');
-        let status = Command::new(words.next().unwrap_or_default())
-            .args(words)
-            .envs(environment.iter().copied())
-            .status();
-        match status {
-            Ok(status) if status.success() => {}
-            Ok(status) => {
-                eprintln!("{what}: {status}");
-                return ExitCode::FAILURE;
-            }
-            Err(error) => {
-                eprintln!("{what}: {command}: {error}");
-                return ExitCode::FAILURE;
-            }
+    let mut times = Vec::new();
+    let passed = CHECKS.iter().chain(wgpu).all(|check| {
+        let started = Instant::now();
+        let passed = run(check);
+        times.push((check.0, started.elapsed().as_secs()));
+        passed
+    });
+    eprintln!("\n| check | seconds |\n|---|---|");
+    for (name, seconds) in &times {
+        eprintln!("| {name} | {seconds} |");
+    }
+    let total: u64 = times.iter().map(|(_, seconds)| seconds).sum();
+    eprintln!("| together | {total} |");
+    if passed {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}
+
+/// Runs a check and says whether it passed.
+fn run((name, environment, command): &Check) -> bool {
+    eprintln!("\n== {name}: {command}");
+    let mut words = command.split(' ');
+    let status = Command::new(words.next().unwrap_or_default())
+        .args(words)
+        .envs(environment.iter().copied())
+        .status();
+    match status {
+        Ok(status) if status.success() => true,
+        Ok(status) => {
+            eprintln!("{name}: {status}");
+            false
+        }
+        Err(error) => {
+            eprintln!("{name}: {command}: {error}");
+            false
         }
     }
-    ExitCode::SUCCESS
 }

@@ -3,9 +3,9 @@
 use std::fmt;
 
 use rwkv7_core::{
-    config::{ConfigError, LayerDims, SecondHalfConfig},
+    config::{ChannelMixerConfig, ConfigError, LayerDims},
     init::LayerInit,
-    operator::Side,
+    ops::Side,
 };
 use serde::{
     Deserialize, Deserializer, Serialize,
@@ -141,7 +141,7 @@ impl Default for MetaStateConfig {
     }
 }
 
-impl SecondHalfConfig for MetaStateConfig {
+impl ChannelMixerConfig for MetaStateConfig {
     type Layer = MetaState;
 
     const ARCHITECTURE: &'static str = "meta-state";
@@ -151,7 +151,7 @@ impl SecondHalfConfig for MetaStateConfig {
         match self.sse {
             Sse::TopLeft(n) if n < 2 || n > size => {
                 return Err(ConfigError::field(
-                    "second_half.sse.top-left",
+                    "ffn.sse.top-left",
                     n,
                     format!(
                         "from 2 to the head size {size}, as the state of a head is [{size}, {size}] and the norm of a \
@@ -161,14 +161,14 @@ impl SecondHalfConfig for MetaStateConfig {
             }
             Sse::LowRank(rank) if rank == 0 || rank > size => {
                 return Err(ConfigError::field(
-                    "second_half.sse.low-rank",
+                    "ffn.sse.low-rank",
                     rank,
                     format!("from 1 to the head size {size}"),
                 ));
             }
             Sse::Learned if self.side == Side::Key => {
                 return Err(ConfigError::field(
-                    "second_half.side",
+                    "ffn.side",
                     "key",
                     "`value` where `sse` is `learned`, as no state is read then",
                 ));
@@ -179,19 +179,11 @@ impl SecondHalfConfig for MetaStateConfig {
             && !(c > 0.0 && c.is_finite())
         {
             let expected = "more than 0";
-            return Err(ConfigError::field(
-                "second_half.scale.constant",
-                c,
-                expected,
-            ));
+            return Err(ConfigError::field("ffn.scale.constant", c, expected));
         }
         if !(self.norm_eps > 0.0 && self.norm_eps.is_finite()) {
             let expected = "more than 0";
-            return Err(ConfigError::field(
-                "second_half.norm_eps",
-                self.norm_eps,
-                expected,
-            ));
+            return Err(ConfigError::field("ffn.norm_eps", self.norm_eps, expected));
         }
         Ok(())
     }
@@ -230,7 +222,7 @@ impl SecondHalfConfig for MetaStateConfig {
                     .into(),
             });
         };
-        Self::deserialize(declared).map_err(|error| format!("second_half: {error}"))
+        Self::deserialize(declared).map_err(|error| format!("ffn: {error}"))
     }
 
     fn num_state_values(&self, dims: &LayerDims) -> usize {

@@ -8,14 +8,14 @@ use burn::{
     tensor::{Device, Tensor, activation},
 };
 use rwkv7_core::{
-    Products,
+    MatmulPrecision,
     config::LayerDims,
     init::LayerInit,
     layers::{
-        LayerNorm, SecondHalf, Span, TimeMixTrace, check_state, head_norm, last_token, token_shift,
-        zero_state,
+        ChannelMixer, LayerNorm, Span, TimeMixTrace, check_state, head_norm, last_token,
+        token_shift, zero_state,
     },
-    operator::{self, Side, Wkv7Input, narrow, widen, wkv7},
+    ops::{self, Side, Wkv7Input, narrow, widen, wkv7},
     state::{StateError, StateTensors, TensorReader, TensorWriter},
 };
 
@@ -52,7 +52,7 @@ pub struct MetaState {
     #[module(skip)]
     norm_prefix: Option<usize>,
     #[module(skip)]
-    products: Products,
+    precision: MatmulPrecision,
 }
 
 /// What the Meta-State layer carries from token to token.
@@ -101,7 +101,7 @@ impl MetaState {
             n_head: heads,
             head_size,
             norm_prefix: dims.norm_prefix.filter(|prefix| *prefix < size),
-            products: Products::F32,
+            precision: MatmulPrecision::F32,
         }
     }
 
@@ -122,14 +122,14 @@ impl MetaState {
             (_, _, Some(weight), _) => {
                 let size = self.head_size;
                 let rows = x.clone().reshape([-1, size as i32]);
-                let rows = self.products.product(rows, widen(weight.val()));
+                let rows = self.precision.matmul(rows, widen(weight.val()));
                 rows.reshape(x.shape())
             }
             (.., Sse::TopLeft(n)) => first_channels_only(x, n),
             _ => x,
         };
         let z = match (self.config.side, &trace.states) {
-            (side, Some(states)) => operator::sse(x, states, side),
+            (side, Some(states)) => ops::sse(x, states, side),
             (Side::Value, None) => unreachable!("`reads_states` asks for them"),
             // Without gradients that is y with another receptance.
             (Side::Key, None) => {
@@ -223,13 +223,13 @@ impl MetaState {
         };
         let rows = narrow(rows, weight.dtype());
         let weight = weight.reshape([groups * size, width]);
-        self.products
-            .product(rows, weight)
+        self.precision
+            .matmul(rows, weight)
             .reshape([batch, time, width])
     }
 }
 
-impl SecondHalf for MetaState {
+impl ChannelMixer for MetaState {
     type State = MetaStateState;
 
     const NAME: &'static str = "ms";
@@ -281,8 +281,8 @@ impl SecondHalf for MetaState {
         (out, MetaStateState { ms, shift })
     }
 
-    fn set_products(&mut self, products: Products) {
-        self.products = products;
+    fn set_matmul_precision(&mut self, precision: MatmulPrecision) {
+        self.precision = precision;
     }
 
     fn zero_state(&self, batch: usize, device: &Device) -> MetaStateState {

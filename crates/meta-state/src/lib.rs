@@ -1,4 +1,4 @@
-//! Meta-State for [Burn](https://burn.dev): a second half for RWKV-7 blocks that reads the recurrent state as if it were
+//! Meta-State for [Burn](https://burn.dev): a channel mixer for RWKV-7 blocks that reads the recurrent state as if it were
 //! weights (arXiv 2504.08247).
 //!
 //! In the place of channel mixing, per head, with x' the normalised residual stream, S the state of the same layer's time
@@ -14,7 +14,7 @@
 //! | symbol | here | shape |
 //! |---|---|---|
 //! | x' | `h`, LN2 of the residual stream | `[batch, time, C]`, split into H heads of N |
-//! | wkv, W_sse | S, read by [`sse`](rwkv7_core::operator::sse); without gradients, along the key side, by [`wkv7`](rwkv7_core::operator::wkv7) with r = x' | `[batch, H, N, N]` a token |
+//! | wkv, W_sse | S, read by [`sse`](rwkv7_core::ops::sse); without gradients, along the key side, by [`wkv7`](rwkv7_core::ops::wkv7) with r = x' | `[batch, H, N, N]` a token |
 //! | z | | `[batch, time, H, n]`, n = N unless [`Sse::TopLeft`] |
 //! | ms | [`MetaStateState::ms`] | `[batch, H, n, n]` |
 //! | W_oms | [`MetaState::W_oms`] | `[1 or H, n, C]` |
@@ -27,7 +27,7 @@
 //! use meta_state::{MetaStateConfig, MetaStateModelConfig};
 //! use rwkv7_core::Rwkv7Config;
 //!
-//! let config = Rwkv7Config::new(256, 2, 64).with_second_half(MetaStateConfig::practical());
+//! let config = Rwkv7Config::new(256, 2, 64).with_ffn(MetaStateConfig::practical());
 //! let model = config.init(&Device::default(), 0);
 //! let tokens = Tensor::<2, Int>::from_data([[77, 101, 116, 97]], &Device::default());
 //! let (logits, state) = model.forward(tokens, None);
@@ -48,7 +48,7 @@ use rwkv7_core::{Rwkv7, Rwkv7Config, State};
 
 pub use config::{MetaStateConfig, Oms, Removal, Scale, Sse};
 pub use layer::{MetaState, MetaStateState};
-pub use rwkv7_core::operator::Side;
+pub use rwkv7_core::ops::Side;
 
 /// A language model of RWKV-7 time mixing and Meta-State.
 pub type MetaStateLm = Rwkv7<MetaState>;

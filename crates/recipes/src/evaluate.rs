@@ -3,7 +3,7 @@
 use std::{ops::Range, time::Instant};
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use rwkv7_core::{Rwkv7, layers::SecondHalf, loss, tokenizer::Tokenizer};
+use rwkv7_core::{Rwkv7, layers::ChannelMixer, loss, tokenizer::Tokenizer};
 use serde::Serialize;
 
 use crate::data::{
@@ -31,7 +31,7 @@ pub struct TextReport {
 /// # Errors
 ///
 /// [`DataError::TooShort`] if the part does not hold a window.
-pub fn windows<M: SecondHalf>(
+pub fn windows<M: ChannelMixer>(
     model: &Rwkv7<M>,
     device: &Device,
     tokens: &TokenFile,
@@ -64,7 +64,7 @@ pub fn windows<M: SecondHalf>(
 /// # Errors
 ///
 /// [`DataError::TooShort`] if there is nothing to predict.
-pub fn stream<M: SecondHalf>(
+pub fn stream<M: ChannelMixer>(
     model: &Rwkv7<M>,
     device: &Device,
     tokens: &TokenFile,
@@ -161,7 +161,7 @@ pub struct ReverseReport {
 }
 
 /// Asks for `steps` batches of held-out numbers.
-pub fn reverse<M: SecondHalf>(
+pub fn reverse<M: ChannelMixer>(
     model: &Rwkv7<M>,
     device: &Device,
     task: &Reverse,

@@ -2,10 +2,8 @@
 
 pub mod data;
 pub mod evaluate;
-pub mod model;
 pub mod recipe;
 pub mod train;
-pub mod zoo;
 
 pub use recipe::Recipe;
 pub use train::train;

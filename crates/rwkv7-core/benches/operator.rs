@@ -9,7 +9,7 @@ use std::fmt;
 
 use burn::tensor::{Device, Distribution, Tensor};
 use divan::{Bencher, counter::ItemsCount};
-use rwkv7_core::operator::{Side, Wkv7Input, chunked, sse, wkv7, wkv7_traced};
+use rwkv7_core::ops::{Side, Wkv7Input, chunked, sse, wkv7, wkv7_traced};
 
 fn main() {
     divan::main();

@@ -6,7 +6,7 @@
 
 use burn::tensor::{Device, Distribution, Tensor};
 use divan::{Bencher, counter::ItemsCount};
-use rwkv7_core::Products;
+use rwkv7_core::MatmulPrecision;
 
 fn main() {
     divan::main();
@@ -22,47 +22,47 @@ const SIZES: [[usize; 3]; 6] = [
     [768, 128, 128],
 ];
 
-type Case = (Products, [usize; 3]);
+type Case = (MatmulPrecision, [usize; 3]);
 
 /// All that the device can do.
 fn cases() -> Vec<Case> {
-    [Products::F32, Products::Bf16]
+    [MatmulPrecision::F32, MatmulPrecision::Bf16]
         .into_iter()
-        .filter(|products| match products.check(&Device::default()) {
+        .filter(|precision| match precision.check(&Device::default()) {
             Ok(()) => true,
             Err(error) => {
                 eprintln!("left out: {error}");
                 false
             }
         })
-        .flat_map(|products| SIZES.map(|sizes| (products, sizes)))
+        .flat_map(|precision| SIZES.map(|sizes| (precision, sizes)))
         .collect()
 }
 
 /// Counted in floating-point operations.
 #[divan::bench(args = cases())]
-fn forward(bencher: Bencher, (products, [rows, depth, columns]): Case) {
+fn forward(bencher: Bencher, (precision, [rows, depth, columns]): Case) {
     let device = Device::default();
     let draw = |shape| Tensor::<2>::random(shape, Distribution::Default, &device);
     let (x, weight) = (draw([rows, depth]), draw([depth, columns]));
     bencher
         .counter(ItemsCount::new(2 * rows * depth * columns))
         .bench_local(|| {
-            let _y = products.product(x.clone(), weight.clone());
+            let _y = precision.matmul(x.clone(), weight.clone());
             device.sync().expect("the device runs");
         });
 }
 
 /// With both gradients.
 #[divan::bench(args = cases())]
-fn forward_and_backward(bencher: Bencher, (products, [rows, depth, columns]): Case) {
+fn forward_and_backward(bencher: Bencher, (precision, [rows, depth, columns]): Case) {
     let device = Device::default().autodiff();
     let draw = |shape| Tensor::<2>::random(shape, Distribution::Default, &device).require_grad();
     let (x, weight) = (draw([rows, depth]), draw([depth, columns]));
     bencher
         .counter(ItemsCount::new(3 * 2 * rows * depth * columns))
         .bench_local(|| {
-            let _gradients = products.product(x.clone(), weight.clone()).sum().backward();
+            let _gradients = precision.matmul(x.clone(), weight.clone()).sum().backward();
             device.sync().expect("the device runs");
         });
 }

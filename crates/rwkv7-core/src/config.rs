@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::layers::{ChannelMixConfig, SecondHalf};
+use crate::layers::{ChannelMixConfig, ChannelMixer};
 
 /// Dimensions of a model that every layer sees.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -31,13 +31,13 @@ impl LayerDims {
 /// Configuration of what a block does after time mixing.
 ///
 /// Implemented by [`ChannelMixConfig`] here; other crates implement it for their own layers.
-pub trait SecondHalfConfig:
+pub trait ChannelMixerConfig:
     Clone + std::fmt::Debug + PartialEq + Serialize + DeserializeOwned + Send + Sync + 'static
 {
     /// The layer that this configuration builds.
-    type Layer: SecondHalf;
+    type Layer: ChannelMixer;
 
-    /// Name of the architecture that this second half makes RWKV-7 into, as files and the command line call it.
+    /// Name of the architecture that this channel mixer makes RWKV-7 into, as files and the command line call it.
     const ARCHITECTURE: &'static str;
 
     /// Checks the configuration against the model's dimensions.
@@ -51,7 +51,7 @@ pub trait SecondHalfConfig:
     fn num_params(&self, dims: &LayerDims) -> usize;
 
     /// The configuration of the layers in a checkpoint, from the shapes of the first one's tensors (`ffn.key.weight`) and
-    /// what the file says of its second half.
+    /// what the file says of its channel mixer.
     ///
     /// # Errors
     ///
@@ -102,7 +102,7 @@ impl ConfigError {
     }
 }
 
-/// Configuration of an RWKV-7 model whose blocks end in the second half `S`.
+/// Configuration of an RWKV-7 model whose blocks end in the channel mixer `S`.
 ///
 /// Symbols are those of the RWKV-7 paper (arXiv 2503.14456) and of the official training code.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -141,8 +141,9 @@ pub struct Rwkv7Config<S = ChannelMixConfig> {
     /// Whether the embedding is normalised by `blocks.0.ln0`; false where a checkpoint has it folded into the table.
     #[serde(default = "yes")]
     pub embedding_norm: bool,
-    /// What follows time mixing in every block.
-    pub second_half: S,
+    /// What follows time mixing in every block; `second_half` in older files.
+    #[serde(alias = "second_half")]
+    pub ffn: S,
 }
 
 fn layer_norm_eps() -> f64 {
@@ -194,7 +195,7 @@ impl Rwkv7Config<ChannelMixConfig> {
             embed_width: None,
             norm_prefix: None,
             embedding_norm: true,
-            second_half: ChannelMixConfig {
+            ffn: ChannelMixConfig {
                 ffn_size: 4 * n_embd,
             },
         }
@@ -229,8 +230,8 @@ impl Rwkv7Config<ChannelMixConfig> {
 }
 
 impl<S> Rwkv7Config<S> {
-    /// The same dimensions with another second half.
-    pub fn with_second_half<T>(&self, second_half: T) -> Rwkv7Config<T> {
+    /// The same dimensions with another channel mixer.
+    pub fn with_ffn<T>(&self, ffn: T) -> Rwkv7Config<T> {
         Rwkv7Config {
             vocab_size: self.vocab_size,
             n_layer: self.n_layer,
@@ -245,12 +246,12 @@ impl<S> Rwkv7Config<S> {
             embed_width: self.embed_width,
             norm_prefix: self.norm_prefix,
             embedding_norm: self.embedding_norm,
-            second_half,
+            ffn,
         }
     }
 }
 
-impl<S: SecondHalfConfig> Rwkv7Config<S> {
+impl<S: ChannelMixerConfig> Rwkv7Config<S> {
     /// Number of heads H = C / N.
     pub fn n_head(&self) -> usize {
         self.n_embd / self.head_size
@@ -318,7 +319,7 @@ impl<S: SecondHalfConfig> Rwkv7Config<S> {
                 return Err(ConfigError::field(field, eps, "between 0 and 1"));
             }
         }
-        self.second_half.validate(&self.dims())
+        self.ffn.validate(&self.dims())
     }
 
     /// Exact number of parameters that the model holds.
@@ -328,7 +329,7 @@ impl<S: SecondHalfConfig> Rwkv7Config<S> {
         let c = self.n_embd;
         let ranks = self.decay_rank + self.in_context_rank + self.value_rank + self.gate_rank;
         // ln1, ln2, ln_x: 6; x_r..x_g: 6; w0, a0, v0: 3; k_k, k_a: 2; r_k: 1; receptance, key, value, output: 4 C².
-        let layer = 18 * c + 4 * c * c + 2 * c * ranks + self.second_half.num_params(&self.dims());
+        let layer = 18 * c + 4 * c * c + 2 * c * ranks + self.ffn.num_params(&self.dims());
         let e = self.embed_width.unwrap_or(c);
         let ln0 = if self.embedding_norm { 2 * e } else { 0 };
         let lift = self.embed_width.map_or(0, |e| e * c);
@@ -339,7 +340,7 @@ impl<S: SecondHalfConfig> Rwkv7Config<S> {
     /// Number of values in the running state of one sequence, whatever its length.
     pub fn num_state_values(&self) -> usize {
         let att = self.n_embd + self.n_embd * self.head_size;
-        self.n_layer * (att + self.second_half.num_state_values(&self.dims()))
+        self.n_layer * (att + self.ffn.num_state_values(&self.dims()))
     }
 
     /// The count that the official code prints: with layer 0's unused value-residual factors.

@@ -12,8 +12,8 @@ use burn::{
 use rand::{Rng, RngExt, SeedableRng, rngs::StdRng};
 
 use crate::{
-    Products,
-    config::{LayerDims, Rwkv7Config, SecondHalfConfig},
+    MatmulPrecision,
+    config::{ChannelMixerConfig, LayerDims, Rwkv7Config},
     layers::{LayerNorm, TimeMix},
 };
 
@@ -128,7 +128,10 @@ impl LayerInit {
 }
 
 /// Time mixing of `init`'s layer with its initial values.
-pub(crate) fn time_mix<S: SecondHalfConfig>(config: &Rwkv7Config<S>, init: &LayerInit) -> TimeMix {
+pub(crate) fn time_mix<S: ChannelMixerConfig>(
+    config: &Rwkv7Config<S>,
+    init: &LayerInit,
+) -> TimeMix {
     let c = config.n_embd;
     let heads = config.n_head();
     let (q, rho) = (init.depth_left(), init.depth());
@@ -188,7 +191,7 @@ pub(crate) fn time_mix<S: SecondHalfConfig>(config: &Rwkv7Config<S>, init: &Laye
         output: init.zero_linear(c, c),
         ln_x: group_norm(config, init),
         norm_prefix: config.norm_prefix,
-        products: Products::F32,
+        precision: MatmulPrecision::F32,
     }
 }
 
@@ -197,7 +200,7 @@ fn low_rank_gain(rows: usize, cols: usize) -> f64 {
     0.1 * (rows as f64 / cols as f64).sqrt().max(1.0)
 }
 
-fn group_norm<S: SecondHalfConfig>(config: &Rwkv7Config<S>, init: &LayerInit) -> LayerNorm {
+fn group_norm<S: ChannelMixerConfig>(config: &Rwkv7Config<S>, init: &LayerInit) -> LayerNorm {
     let gain = ((1 + init.layer) as f64 / init.n_layer as f64).powf(0.7) as f32;
     norm(config.n_embd, gain, config.group_norm_eps, &init.device)
 }

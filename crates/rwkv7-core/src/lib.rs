@@ -10,9 +10,9 @@ pub mod config;
 pub mod init;
 pub mod layers;
 pub mod loss;
-pub mod operator;
+pub mod ops;
 pub mod optimizer;
-pub mod products;
+pub mod precision;
 pub mod sampling;
 pub mod state;
 pub mod tokenizer;
@@ -27,7 +27,7 @@ mod taps;
 
 pub use config::Rwkv7Config;
 pub use model::{Rwkv7, Rwkv7Lm};
-pub use products::Products;
+pub use precision::MatmulPrecision;
 pub use state::State;
 
 /// The code in the README and the book compiles.

@@ -25,7 +25,7 @@ pub fn cross_entropy(
 /// Cross-entropy of every token in nats, `[batch, time]`.
 pub fn token_losses(logits: Tensor<3>, targets: Tensor<2, Int>) -> Tensor<2> {
     let [batch, time, vocab] = logits.dims();
-    let logits = crate::operator::widen(logits).reshape([batch * time, vocab]);
+    let logits = crate::ops::widen(logits).reshape([batch * time, vocab]);
     let losses = crate::fused::cross_entropy(logits, targets.reshape([batch * time]));
     losses.reshape([batch, time])
 }
@@ -34,7 +34,7 @@ pub fn token_losses(logits: Tensor<3>, targets: Tensor<2, Int>) -> Tensor<2> {
 /// towards 0, by 1e-4/(batch · time) of its value.
 pub fn l2_wrap(logits: Tensor<3>) -> Tensor<1> {
     let [batch, time, _] = logits.dims();
-    let largest = crate::operator::widen(logits).max_dim(2);
+    let largest = crate::ops::widen(logits).max_dim(2);
     let penalty = largest.square().sum() * (0.5e-4 / (batch * time) as f64);
     penalty.clone() - penalty.detach()
 }

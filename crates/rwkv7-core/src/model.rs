@@ -7,17 +7,17 @@ use burn::{
 };
 
 use crate::{
-    Products,
-    config::{Rwkv7Config, SecondHalfConfig},
+    MatmulPrecision,
+    config::{ChannelMixerConfig, Rwkv7Config},
     init::{self, LayerInit},
-    layers::{Block, ChannelMix, LayerNorm, SecondHalf, Span, project},
+    layers::{Block, ChannelMix, ChannelMixer, LayerNorm, Span, project},
     state::State,
 };
 
 /// RWKV-7 as published.
 pub type Rwkv7Lm = Rwkv7<ChannelMix>;
 
-/// A language model of RWKV-7 blocks whose second halves are `M`.
+/// A language model of RWKV-7 blocks whose channel mixers are `M`.
 ///
 /// ```text
 /// x      = emb[token]
@@ -25,7 +25,7 @@ pub type Rwkv7Lm = Rwkv7<ChannelMix>;
 /// logits = head(ln_out(x))
 /// ```
 #[derive(Module, Debug)]
-pub struct Rwkv7<M: SecondHalf> {
+pub struct Rwkv7<M: ChannelMixer> {
     /// Token embedding, `[V, C]`.
     pub emb: Embedding,
     /// The blocks.
@@ -35,10 +35,10 @@ pub struct Rwkv7<M: SecondHalf> {
     /// `C -> V`, no bias, not tied to the embedding.
     pub head: Linear,
     #[module(skip)]
-    products: Products,
+    precision: MatmulPrecision,
 }
 
-impl<S: SecondHalfConfig> Rwkv7Config<S> {
+impl<S: ChannelMixerConfig> Rwkv7Config<S> {
     /// A model with RWKV-7's initial values (reference `rwkv7.md` 3.1), the same for the same seed on every device.
     ///
     /// Parameters are made when they are first used: a model that is loaded from a checkpoint right away never pays for
@@ -63,7 +63,7 @@ impl<S: SecondHalfConfig> Rwkv7Config<S> {
                 .collect(),
             ln_out: init::layer_norm(self.n_embd, self.layer_norm_eps, device),
             head: init::head(self.n_embd, self.vocab_size, device, seed),
-            products: Products::F32,
+            precision: MatmulPrecision::F32,
         }
     }
 
@@ -94,23 +94,23 @@ impl<S: SecondHalfConfig> Rwkv7Config<S> {
             ln1: norm(),
             ln2: norm(),
             att: init::time_mix(self, &init),
-            ffn: self.second_half.init(&dims, &init),
+            ffn: self.ffn.init(&dims, &init),
         }
     }
 }
 
-impl<M: SecondHalf> Rwkv7<M> {
+impl<M: ChannelMixer> Rwkv7<M> {
     /// Arithmetic of the products with the weight matrices; in f32 unless changed.
-    pub fn products(&self) -> Products {
-        self.products
+    pub fn precision(&self) -> MatmulPrecision {
+        self.precision
     }
 
-    /// The same model with another arithmetic of the products with its weight matrices. [`Products::check`] says whether the device
+    /// The same model with another arithmetic of the products with its weight matrices. [`MatmulPrecision::check`] says whether the device
     /// has it; the model panics where it does not.
-    pub fn with_products(mut self, products: Products) -> Self {
-        self.products = products;
+    pub fn with_matmul_precision(mut self, precision: MatmulPrecision) -> Self {
+        self.precision = precision;
         for block in &mut self.blocks {
-            block.set_products(products);
+            block.set_matmul_precision(precision);
         }
         self
     }
@@ -186,7 +186,7 @@ impl<M: SecondHalf> Rwkv7<M> {
     }
 
     fn logits(&self, x: Tensor<3>) -> Tensor<3> {
-        project(&self.head, self.ln_out.forward(x), self.products)
+        project(&self.head, self.ln_out.forward(x), self.precision)
     }
 
     fn hidden(

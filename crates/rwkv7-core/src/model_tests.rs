@@ -7,7 +7,7 @@ use burn::{
     tensor::{Device, Distribution, Int, Tensor, TensorData},
 };
 
-use crate::{Products, Rwkv7Config, Rwkv7Lm, State, config::SecondHalfConfig, loss};
+use crate::{MatmulPrecision, Rwkv7Config, Rwkv7Lm, State, config::ChannelMixerConfig, loss};
 
 const VOCAB: usize = 29;
 const TOKENS: [i32; 21] = [
@@ -126,7 +126,7 @@ fn padding_changes_nobodys_result() {
     for layer in &mut many.layers {
         layer.att.shift = every(layer.att.shift.clone());
         layer.att.wkv = layer.att.wkv.clone().repeat_dim(0, lengths.len());
-        layer.second.shift = every(layer.second.shift.clone());
+        layer.ffn.shift = every(layer.ffn.shift.clone());
     }
     let tokens = Tensor::from_data(
         TensorData::new(batch, [lengths.len(), TOKENS.len()]),
@@ -142,7 +142,7 @@ fn padding_changes_nobodys_result() {
                     let mut layer = layer.clone();
                     layer.att.shift = layer.att.shift.narrow(0, i, 1);
                     layer.att.wkv = layer.att.wkv.narrow(0, i, 1);
-                    layer.second.shift = layer.second.shift.narrow(0, i, 1);
+                    layer.ffn.shift = layer.ffn.shift.narrow(0, i, 1);
                     layer
                 })
                 .collect(),
@@ -201,7 +201,7 @@ fn every_parameter_is_counted_and_gets_a_gradient() {
     let model = model(&device);
     assert_eq!(model.num_params(), config.num_params());
     let dims = config.dims();
-    assert_eq!(config.second_half.num_params(&dims), 32 + 2 * 32 * 128);
+    assert_eq!(config.ffn.num_params(&dims), 32 + 2 * 32 * 128);
 
     let (logits, _) = model.forward(row(&TOKENS, &device), None);
     let grads = loss::cross_entropy(logits, row(&TOKENS, &device), None).backward();
@@ -237,7 +237,7 @@ fn l2_wrap_adds_only_a_gradient() {
 #[test]
 fn products_in_bf16_are_close_to_those_in_f32() {
     let device = Device::default().autodiff();
-    if let Err(error) = Products::Bf16.check(&device) {
+    if let Err(error) = MatmulPrecision::Bf16.check(&device) {
         let _ = writeln!(std::io::stderr(), "skipped: {error}");
         return;
     }
@@ -248,7 +248,8 @@ fn products_in_bf16_are_close_to_those_in_f32() {
         (values(logits), loss.backward())
     };
     let (logits, grads) = run(&model);
-    let (rounded_logits, rounded_grads) = run(&model.clone().with_products(Products::Bf16));
+    let (rounded_logits, rounded_grads) =
+        run(&model.clone().with_matmul_precision(MatmulPrecision::Bf16));
     let found = difference(&rounded_logits, &logits);
     assert!((1e-4..5e-2).contains(&found), "logits: {found}");
 

@@ -110,7 +110,7 @@ pub fn sum_of_squares<const D: usize>(x: Tensor<D>) -> Tensor<1> {
 }
 
 /// Parameters with weight decay: embedding and linear layers, which call theirs `weight` (norms say `gamma`), and what a
-/// second half calls `W_…`.
+/// channel mixer calls `W_…`.
 pub fn matrices() -> ParamGroup {
     ParamGroup::from_any_predicates(vec![".weight", ".W_"])
 }

@@ -7,11 +7,11 @@ use burn::tensor::{DType, Tensor, TensorData};
 use crate::{
     Rwkv7Config,
     checkpoint::{self, CheckpointError, Named},
-    config::SecondHalfConfig,
-    layers::{ChannelMixState, SecondHalf, TimeMixState},
+    config::ChannelMixerConfig,
+    layers::{ChannelMixState, ChannelMixer, TimeMixState},
 };
 
-/// State of a model whose second halves carry `S`: one entry a layer.
+/// State of a model whose channel mixers carry `S`: one entry a layer.
 #[derive(Clone, Debug)]
 pub struct State<S = ChannelMixState> {
     /// Per layer, from the first block to the last.
@@ -23,8 +23,8 @@ pub struct State<S = ChannelMixState> {
 pub struct LayerState<S = ChannelMixState> {
     /// Of time mixing.
     pub att: TimeMixState,
-    /// Of the second half.
-    pub second: S,
+    /// Of the channel mixer.
+    pub ffn: S,
 }
 
 /// A state that can be saved, loaded and cut off from the autodiff graph.
@@ -186,21 +186,21 @@ impl<S: StateTensors> State<S> {
                     shift: layer.att.shift.detach(),
                     wkv: layer.att.wkv.detach(),
                 },
-                second: layer.second.detach(),
+                ffn: layer.ffn.detach(),
             })
             .collect();
         Self { layers }
     }
 
     /// Every tensor in f32 under its name: `blocks.{i}.att.shift [batch, C]`,
-    /// `blocks.{i}.att.wkv [batch, heads, value, key]` and those of the second half.
+    /// `blocks.{i}.att.wkv [batch, heads, value, key]` and those of the channel mixer.
     pub fn named(&self) -> Vec<(String, TensorData)> {
         let mut out = TensorWriter::default();
         for (i, layer) in self.layers.iter().enumerate() {
             out.prefix = format!("blocks.{i}.");
             out.put("att.shift", &layer.att.shift);
             out.put("att.wkv", &layer.att.wkv);
-            layer.second.write(&mut out);
+            layer.ffn.write(&mut out);
         }
         out.tensors
     }
@@ -210,31 +210,31 @@ impl<S: StateTensors> State<S> {
     /// # Errors
     ///
     /// [`CheckpointError`] names the file and the cause.
-    pub fn save<C: SecondHalfConfig>(
+    pub fn save<C: ChannelMixerConfig>(
         &self,
         path: &Path,
         config: &Rwkv7Config<C>,
     ) -> Result<(), CheckpointError>
     where
-        C::Layer: SecondHalf<State = S>,
+        C::Layer: ChannelMixer<State = S>,
     {
         checkpoint::save_named(path, self.named(), config)
     }
 
     /// A state of the shapes and on the devices of `self` (see [`Rwkv7::zero_state`](crate::Rwkv7::zero_state)), with the
-    /// values that [`save`](Self::save) wrote. A state belongs to the size and second half that it was saved with; a file
+    /// values that [`save`](Self::save) wrote. A state belongs to the size and channel mixer that it was saved with; a file
     /// that does not say them has to fit by its shapes.
     ///
     /// # Errors
     ///
     /// [`StateError`] if the file cannot be read or is the state of another model.
-    pub fn load<C: SecondHalfConfig>(
+    pub fn load<C: ChannelMixerConfig>(
         &self,
         path: &Path,
         config: &Rwkv7Config<C>,
     ) -> Result<Self, StateError>
     where
-        C::Layer: SecondHalf<State = S>,
+        C::Layer: ChannelMixer<State = S>,
     {
         let file = path.display().to_string();
         let (tensors, differences) = checkpoint::read_named(path, config)?;
@@ -255,7 +255,7 @@ impl<S: StateTensors> State<S> {
                     shift: from.take("att.shift", &layer.att.shift)?,
                     wkv: from.take("att.wkv", &layer.att.wkv)?,
                 },
-                second: layer.second.read(&mut from)?,
+                ffn: layer.ffn.read(&mut from)?,
             });
         }
         if !from.tensors.is_empty() {

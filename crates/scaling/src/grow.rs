@@ -13,7 +13,7 @@ use burn_store::{bridge, burn_pack};
 use rwkv7_core::{
     Rwkv7, State,
     checkpoint::{self, Checkpoint, Format},
-    layers::{SecondHalf, TimeMixState},
+    layers::{ChannelMixer, TimeMixState},
     state::LayerState,
 };
 
@@ -24,9 +24,9 @@ use crate::{
     rules::{Rule, grow_matrices, pad_channels},
 };
 
-/// The state of a model whose second halves are `S`.
+/// The state of a model whose channel mixers are `S`.
 pub type StateOf<S> =
-    State<<<S as rwkv7_core::config::SecondHalfConfig>::Layer as SecondHalf>::State>;
+    State<<<S as rwkv7_core::config::ChannelMixerConfig>::Layer as ChannelMixer>::State>;
 
 /// Writes the larger model, tensor by tensor; the file is complete or not there. `seed` decides the random values. Tensors
 /// keep their dtype unless another is asked for; what is new gets that of the embedding. `progress` hears how many tensors are
@@ -65,7 +65,7 @@ pub fn grow_model<S: Growable>(
     let tensors = tensors(&source, plan, None, seed, |_, _| {})?;
     let large = Checkpoint::of_tensors(&plan.to, tensors);
     let large = large.into_model(&plan.to, device, FloatDType::F32)?;
-    Ok(large.with_products(model.products()))
+    Ok(large.with_matmul_precision(model.precision()))
 }
 
 /// The larger model's tensors, made when they are read.
@@ -181,7 +181,7 @@ impl<S: Growable> Plan<S> {
                             shift: pad_channels(old.att.shift, heads, &dims),
                             wkv: grow_matrices(old.att.wkv, heads, &dims),
                         },
-                        second: self.from.second_half.grow_state(old.second, heads, &dims),
+                        ffn: self.from.ffn.grow_state(old.ffn, heads, &dims),
                     }
                 }
                 None => zero(layer),

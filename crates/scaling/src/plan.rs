@@ -5,7 +5,7 @@ use std::{
     fmt,
 };
 
-use rwkv7_core::{Rwkv7Config, checkpoint, layers::SecondHalf};
+use rwkv7_core::{Rwkv7Config, checkpoint, layers::ChannelMixer};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -162,7 +162,7 @@ impl<S: Growable> Plan<S> {
                 "norms are taken over each head, so a head of other channels computes something else unless they are copies of \
                  the old ones: grow the number of heads, or the head size by 2 or 4, or give the old head size as norm_prefix",
             )),
-            _ => from.second_half.obstacle(heads),
+            _ => from.ffn.obstacle(heads),
         };
         let blocks = blocks(from.n_layer, to.n_layer, method);
         let mut plan = Self {
@@ -278,10 +278,7 @@ impl<S: Growable> Plan<S> {
                 };
                 let prefix = format!("{}.", S::Layer::NAME);
                 let rule = match part.strip_prefix(&prefix) {
-                    Some(inner) => self
-                        .from
-                        .second_half
-                        .rule(&self.to.second_half, inner, &axes),
+                    Some(inner) => self.from.ffn.rule(&self.to.ffn, inner, &axes),
                     None if paired && part.starts_with("ln0.") => Rule::Paired,
                     None => rules::rule(&self.from, part, &axes),
                 };
@@ -373,7 +370,7 @@ fn check<S: Growable>(from: &Rwkv7Config<S>, to: &Rwkv7Config<S>) -> Result<(), 
             "what norms over a head are taken over stays the same: leave it out, or give the old head size",
         );
     }
-    from.second_half.check(&to.second_half)
+    from.ffn.check(&to.ffn)
 }
 
 /// What an embedding with paired channels asks for.

@@ -4,8 +4,8 @@ use burn::tensor::Tensor;
 use meta_state::{MetaStateConfig, MetaStateState, Oms, Scale, Side, Sse};
 use rwkv7_core::{
     Rwkv7Config,
-    config::{LayerDims, SecondHalfConfig},
-    layers::{ChannelMixConfig, ChannelMixState, SecondHalf},
+    config::{ChannelMixerConfig, LayerDims},
+    layers::{ChannelMixConfig, ChannelMixState, ChannelMixer},
 };
 
 use crate::{ScalingError, grow::pad, plan::Heads};
@@ -191,8 +191,8 @@ impl Axes {
     }
 }
 
-/// A second half that can grow.
-pub trait Growable: SecondHalfConfig {
+/// A channel mixer that can grow.
+pub trait Growable: ChannelMixerConfig {
     /// Checks that `self` can become `to`.
     ///
     /// # Errors
@@ -204,10 +204,10 @@ pub trait Growable: SecondHalfConfig {
     /// themselves where `heads` says so.
     fn obstacle(&self, heads: Heads) -> Option<(&'static str, &'static str)>;
 
-    /// The rule for the tensor called `name` within the second half, which becomes `to`.
+    /// The rule for the tensor called `name` within the channel mixer, which becomes `to`.
     fn rule(&self, to: &Self, name: &str, axes: &Axes) -> Rule;
 
-    /// Factor on the second half's normalised input.
+    /// Factor on the channel mixer's normalised input.
     fn input_scale(&self, heads: Heads) -> f64;
 
     /// The layer's state in a model of these larger dimensions.
@@ -220,7 +220,7 @@ pub trait Growable: SecondHalfConfig {
 }
 
 /// What a layer of this configuration carries.
-type LayerStateOf<S> = <<S as SecondHalfConfig>::Layer as SecondHalf>::State;
+type LayerStateOf<S> = <<S as ChannelMixerConfig>::Layer as ChannelMixer>::State;
 
 impl Growable for ChannelMixConfig {
     fn check(&self, to: &Self) -> Result<(), ScalingError> {
@@ -275,7 +275,7 @@ impl Growable for MetaStateConfig {
         };
         if alike != *to {
             return Err(ScalingError::Differs {
-                field: "second_half",
+                field: "ffn",
                 from: format!("{self:?}"),
                 to: format!("{to:?}"),
                 reason: "the choices of the Meta-State layer are part of what the model computes; keep them, but for oms, which may \
@@ -390,7 +390,7 @@ pub(crate) fn grow_matrices(x: Tensor<4>, heads: Heads, to: &LayerDims) -> Tenso
     pad(x, 1, to.n_head())
 }
 
-/// The rule for a tensor outside the second halves: of a block, by its name there, or of the whole model.
+/// The rule for a tensor outside the channel mixers: of a block, by its name there, or of the whole model.
 pub(crate) fn rule<S: Growable>(config: &Rwkv7Config<S>, name: &str, axes: &Axes) -> Rule {
     let scale = axes.scale;
     let random = || New::Random.into();
@@ -405,11 +405,11 @@ pub(crate) fn rule<S: Growable>(config: &Rwkv7Config<S>, name: &str, axes: &Axes
         "lift.weight" => Rule::Lift,
         "ln1.weight" | "ln_out.weight" => Rule::scaled(1.0 / scale, [axes.width(New::Mean)]),
         "ln2.weight" => {
-            let input = config.second_half.input_scale(axes.heads);
+            let input = config.ffn.input_scale(axes.heads);
             Rule::scaled(input / scale, [axes.width(New::Mean)])
         }
         "ln2.bias" => {
-            let input = config.second_half.input_scale(axes.heads);
+            let input = config.ffn.input_scale(axes.heads);
             Rule::scaled(input, [axes.width(New::Zero)])
         }
         "ln1.bias" | "ln_out.bias" => Rule::grow([axes.width(New::Zero)]),

@@ -1,7 +1,7 @@
 //! Whether two models compute the same.
 
 use burn::tensor::{Int, Tensor, activation};
-use rwkv7_core::{Rwkv7, layers::SecondHalf};
+use rwkv7_core::{Rwkv7, layers::ChannelMixer};
 use serde::Serialize;
 
 /// How far apart two models' logits are, over the vocabulary of the smaller one.
@@ -19,7 +19,7 @@ pub struct Difference {
 
 impl Difference {
     /// Compares two models on `tokens [batch, time]`, each read from an empty state.
-    pub fn between<A: SecondHalf, B: SecondHalf>(
+    pub fn between<A: ChannelMixer, B: ChannelMixer>(
         small: &Rwkv7<A>,
         large: &Rwkv7<B>,
         tokens: Tensor<2, Int>,

@@ -14,7 +14,7 @@ use burn::{
     tensor::{Device, Int, Tensor, TensorData},
 };
 use meta_state::{MetaState, MetaStateConfig, MetaStateLm, MetaStateModelConfig};
-use recipes::zoo::{self, Entry};
+use metastate_zoo::{self as zoo, Entry};
 use rwkv7_core::{
     Rwkv7Config,
     layers::{Block, Span},
@@ -40,7 +40,7 @@ impl Tagger {
             head_size: 16,
             ..Rwkv7Config::new(10, 2, 32)
         }
-        .with_second_half(MetaStateConfig::practical());
+        .with_ffn(MetaStateConfig::practical());
         Self {
             digits: EmbeddingConfig::new(10, config.n_embd).init(device),
             blocks: (0..config.n_layer)

@@ -19,7 +19,7 @@ fn the_papers_sizes_have_the_counts_of_the_reference() {
     for (name, layers, width, rwkv7, shared, per_head, state) in SIZES {
         let base = Rwkv7Config::new(50304, layers, width);
         let millions = |count: usize| (count as f64 / 1e5).round() / 10.0;
-        let with = |half: MetaStateConfig| base.with_second_half(half);
+        let with = |half: MetaStateConfig| base.with_ffn(half);
         assert_eq!(millions(base.num_params_official()), rwkv7, "{name}");
         let paper = with(MetaStateConfig::paper());
         assert_eq!(millions(paper.num_params_official()), shared, "{name}");
@@ -40,7 +40,7 @@ fn twelve_heads_of_the_largest_size_as_the_paper_says() {
         head_size: 128,
         ..Rwkv7Config::new(50304, 32, 1536)
     };
-    let paper = twelve.with_second_half(MetaStateConfig::paper());
+    let paper = twelve.with_ffn(MetaStateConfig::paper());
     assert_eq!(paper.n_head(), 12);
     assert_eq!(paper.num_params_official() / 100_000, 5077);
     assert_eq!(paper.num_state_values() - 32 * 1536, 12_582_912);

@@ -127,8 +127,8 @@ fn compare(dtype: FloatDType, values: f64, gradients: f64) {
                 let part = |part: &str| format!("state.{layer}.{part}");
                 check(&part("att.shift"), state.att.shift.clone().into_data());
                 check(&part("att.wkv"), state.att.wkv.clone().into_data());
-                check(&part("ms.ms"), state.second.ms.clone().into_data());
-                if let Some(shift) = &state.second.shift {
+                check(&part("ms.ms"), state.ffn.ms.clone().into_data());
+                if let Some(shift) = &state.ffn.shift {
                     check(&part("ms.shift"), shift.clone().into_data());
                 }
             }

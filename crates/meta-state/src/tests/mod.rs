@@ -170,12 +170,12 @@ fn variants() -> Vec<(&'static str, MetaStateConfig)> {
 }
 
 /// Two heads of eight channels.
-fn small(second_half: &MetaStateConfig) -> MetaStateModelConfig {
+fn small(ffn: &MetaStateConfig) -> MetaStateModelConfig {
     Rwkv7Config {
         head_size: 8,
         ..Rwkv7Config::new(29, 3, 16)
     }
-    .with_second_half(second_half.clone())
+    .with_ffn(ffn.clone())
 }
 
 /// Standard normal values, the same for the same seed whatever else runs.

@@ -81,8 +81,8 @@ fn one(state: &State<MetaStateState>, row: usize) -> State<MetaStateState> {
         let mut layer = layer.clone();
         layer.att.shift = layer.att.shift.narrow(0, row, 1);
         layer.att.wkv = layer.att.wkv.narrow(0, row, 1);
-        layer.second.ms = layer.second.ms.narrow(0, row, 1);
-        layer.second.shift = layer.second.shift.map(|x| x.narrow(0, row, 1));
+        layer.ffn.ms = layer.ffn.ms.narrow(0, row, 1);
+        layer.ffn.shift = layer.ffn.shift.map(|x| x.narrow(0, row, 1));
         layer
     });
     State {
@@ -195,7 +195,7 @@ fn no_gradient_flows_to_padding_or_to_another_row() {
         let tokens = Tensor::from_data(TensorData::new(rows, [2, 10]), &device);
         let (logits, state) = model.forward_ragged(tokens, &[10, 6], None);
         let mine = logits.slice([1..2, 0..6, 0..VOCAB]);
-        let last = state.layers[2].second.ms.clone().narrow(0, 1, 1);
+        let last = state.layers[2].ffn.ms.clone().narrow(0, 1, 1);
         let loss = loss::cross_entropy(mine, row(&ASCENDING[1..7], &device), None) + last.sum();
         let of = embedding_gradients(&model, loss);
         assert!((1..=6).all(|id| of[id] > 0.0), "{name}");
@@ -260,7 +260,7 @@ fn a_model_in_half_precision_keeps_its_state_in_f32() {
         assert_eq!(found.dtype(), DType::BF16, "{name}");
         for layer in &state.layers {
             assert_eq!(layer.att.wkv.dtype(), DType::F32, "{name}");
-            assert_eq!(layer.second.ms.dtype(), DType::F32, "{name}");
+            assert_eq!(layer.ffn.ms.dtype(), DType::F32, "{name}");
         }
         // Weights of 8 bits, under a layer norm that is steep.
         let d = difference(&values(found.cast(FloatDType::F32)), &values(expected));
@@ -306,7 +306,7 @@ fn a_new_layer_adds_nothing() {
     for (name, half) in variants() {
         let model = small(&half).init(&device, 0);
         let (_, state) = model.forward(row(&TOKENS, &device), None);
-        let layer = &state.layers[2].second;
+        let layer = &state.layers[2].ffn;
         assert!(
             layer.ms.clone().abs().sum().into_scalar::<f32>() > 0.0,
             "{name}"
@@ -342,7 +342,7 @@ fn a_state_is_saved_and_another_models_state_is_refused() {
         ..MetaStateConfig::paper()
     };
     let error = refused(&literal).to_string();
-    for named in [r#""side":"key""#, r#""side":"value""#, "second_half"] {
+    for named in [r#""side":"key""#, r#""side":"value""#, "ffn"] {
         assert!(error.contains(named), "{error}");
     }
     let error = refused(&MetaStateConfig::practical()).to_string();

@@ -8,10 +8,10 @@ use burn::{
     },
 };
 use rwkv7_core::{
-    config::SecondHalfConfig,
+    config::ChannelMixerConfig,
     init::LayerInit,
-    layers::{SecondHalf, Span, TimeMixTrace},
-    operator::{Wkv7Input, wkv7_traced},
+    layers::{ChannelMixer, Span, TimeMixTrace},
+    ops::{Wkv7Input, wkv7_traced},
 };
 
 use super::*;
@@ -210,7 +210,7 @@ fn layer(layer: &MetaState, inputs: &Inputs) -> (Tensor<3>, Tensor<4>, Tensor<4>
 fn random_layer(config: &MetaStateConfig, dtype: FloatDType, device: &Device) -> MetaState {
     let config = small(config);
     let init = LayerInit::new(1, &config.dims(), device, 0);
-    shaken(config.second_half.init(&config.dims(), &init), 0.3, dtype)
+    shaken(config.ffn.init(&config.dims(), &init), 0.3, dtype)
 }
 
 struct Parameters<'a>(&'a Gradients, Vec<Vec<f64>>);

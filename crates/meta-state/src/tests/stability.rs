@@ -13,12 +13,12 @@ use burn::{
     },
 };
 use rwkv7_core::{
-    Products,
-    config::SecondHalfConfig,
+    MatmulPrecision,
+    config::ChannelMixerConfig,
     init::LayerInit,
-    layers::{SecondHalf, Span, TimeMixTrace, head_norm},
+    layers::{ChannelMixer, Span, TimeMixTrace, head_norm},
     loss,
-    operator::{Wkv7Input, sse, wkv7, wkv7_traced},
+    ops::{Wkv7Input, sse, wkv7, wkv7_traced},
     optimizer::OptimizerConfig,
 };
 
@@ -100,7 +100,7 @@ fn two_parts(
     first: usize,
 ) -> (Tensor<4>, Tensor<4>, Vec<f64>) {
     let device = Device::default();
-    let model = Rwkv7Config::new(16, 2, SIZE).with_second_half(config.clone());
+    let model = Rwkv7Config::new(16, 2, SIZE).with_ffn(config.clone());
     let init = LayerInit::new(1, &model.dims(), &device, 0);
     let mut layer = config.init(&model.dims(), &init);
     layer.measure(true);
@@ -241,7 +241,7 @@ fn in_half_precision_the_layer_computes_with_its_state_in_f32() {
     let device = Device::default();
     let coarse = |x: Tensor<3>| x.cast(FloatDType::BF16);
     for config in [MetaStateConfig::paper(), MetaStateConfig::practical()] {
-        let model = Rwkv7Config::new(16, 2, SIZE).with_second_half(config.clone());
+        let model = Rwkv7Config::new(16, 2, SIZE).with_ffn(config.clone());
         let init = LayerInit::new(1, &model.dims(), &device, 0);
         let exact = config.init(&model.dims(), &init);
         let mut half = exact.clone();
@@ -265,9 +265,9 @@ fn in_half_precision_the_layer_computes_with_its_state_in_f32() {
 #[test]
 fn training_stays_finite() {
     for config in [MetaStateConfig::paper(), MetaStateConfig::practical()] {
-        for products in [Products::F32, Products::Bf16] {
+        for precision in [MatmulPrecision::F32, MatmulPrecision::Bf16] {
             for rate in [1e-4, 1e-3] {
-                trains(&small(&config), rate, products);
+                trains(&small(&config), rate, precision);
             }
         }
     }
@@ -277,20 +277,20 @@ fn training_stays_finite() {
 #[test]
 fn training_with_heads_of_64_stays_finite() {
     for config in [MetaStateConfig::paper(), MetaStateConfig::practical()] {
-        let model = Rwkv7Config::new(29, 2, SIZE).with_second_half(config);
-        trains(&model, 1e-3, Products::F32);
+        let model = Rwkv7Config::new(29, 2, SIZE).with_ffn(config);
+        trains(&model, 1e-3, MatmulPrecision::F32);
     }
 }
 
 /// 2,000 steps on text that is half pattern, half noise; every 50th is measured.
-fn trains(config: &MetaStateModelConfig, rate: f64, products: Products) {
+fn trains(config: &MetaStateModelConfig, rate: f64, precision: MatmulPrecision) {
     let device = Device::default().autodiff();
     let (rows, time, vocab) = (2, 24, 29);
-    if let Err(error) = products.check(&device) {
+    if let Err(error) = precision.check(&device) {
         let _ = writeln!(std::io::stderr(), "skipped: {error}");
         return;
     }
-    let mut model = config.init(&device, 0).with_products(products);
+    let mut model = config.init(&device, 0).with_matmul_precision(precision);
     let mut optimizer = OptimizerConfig::default().init();
     let mut losses = Vec::new();
     for step in 0..2000_usize {
@@ -318,14 +318,14 @@ fn trains(config: &MetaStateModelConfig, rate: f64, products: Products) {
             let measured = block.ffn.measurements();
             assert!(
                 measured.iter().all(|value| value.is_finite()),
-                "{config:?}, rate {rate}, {products:?}: {measured:?} at step {step}"
+                "{config:?}, rate {rate}, {precision:?}: {measured:?} at step {step}"
             );
         }
         let loss = loss::cross_entropy(logits, rows_of(1), None);
         let value = loss.clone().into_scalar::<f32>();
         assert!(
             value.is_finite(),
-            "{config:?}, rate {rate}, {products:?}: {value} at step {step}"
+            "{config:?}, rate {rate}, {precision:?}: {value} at step {step}"
         );
         losses.push(value);
         let grads = GradientsParams::from_grads(loss.backward(), &model);
@@ -335,7 +335,7 @@ fn trains(config: &MetaStateModelConfig, rate: f64, products: Products) {
     let (first, last) = (mean(&losses[..50]), mean(&losses[1950..]));
     assert!(
         last < 0.9 * first,
-        "{config:?}, rate {rate}, {products:?}: {first} became {last}"
+        "{config:?}, rate {rate}, {precision:?}: {first} became {last}"
     );
     for block in &model.blocks {
         let written = block.ffn.W_oms.val().abs().max().into_scalar::<f32>();

@@ -22,6 +22,8 @@ use burn::{
     },
 };
 
+use zoo::run_folder::complete;
+
 use super::{journal::History, metrics};
 
 const PARTS: [&str; 3] = ["model", "optimizer", "schedule"];
@@ -52,21 +54,6 @@ pub fn parts(folder: &Path) -> [Part; 3] {
         name,
         saved: saved.clone(),
     })
-}
-
-/// The file with the model of an epoch's checkpoint.
-pub fn model_file(folder: &Path, epoch: usize) -> PathBuf {
-    file(&folder.join(epoch.to_string()), PARTS[0])
-}
-
-/// The epochs of whole checkpoints, oldest first.
-pub fn complete(folder: &Path) -> Vec<usize> {
-    let entries = folder.read_dir().into_iter().flatten().flatten();
-    let mut epochs: Vec<usize> = entries
-        .filter_map(|e| e.file_name().to_str()?.parse().ok())
-        .collect();
-    epochs.sort_unstable();
-    epochs
 }
 
 /// The newest checkpoint that can be read; 0 if there is none at all. Damaged ones that are passed over are reported on

@@ -4,14 +4,16 @@ use std::{path::PathBuf, sync::Arc};
 
 use burn::train::TrainingError;
 use rwkv7_core::{
-    checkpoint::CheckpointError, config::ConfigError, products::ProductsError,
+    checkpoint::CheckpointError, config::ConfigError, precision::MatmulPrecisionError,
     tokenizer::TokenizerError,
 };
 
 use scaling::ScalingError;
 
 use super::checkpoints::Damaged;
-use crate::{data::DataError, model::TargetError, recipe::RecipeError, zoo::SourceError};
+use zoo::{SourceError, model::TargetError};
+
+use crate::{data::DataError, recipe::RecipeError};
 
 /// Why a run did not start or did not end well.
 #[derive(Debug, thiserror::Error)]
@@ -22,9 +24,9 @@ pub enum TrainError {
     /// The model's dimensions.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// The device has no such products.
-    #[error("recipe: `products`: {0}")]
-    Products(#[from] ProductsError),
+    /// The device does not multiply in this precision.
+    #[error("recipe: `matmul_precision`: {0}")]
+    MatmulPrecision(#[from] MatmulPrecisionError),
     /// The tokenizer.
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),

@@ -1,15 +1,16 @@
 //! The output folder: whether a run may start or go on in it.
 
-use std::{
-    collections::BTreeSet,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeSet, path::Path};
 
 use rwkv7_core::atomic;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
+use zoo::{
+    ModelConfig,
+    run_folder::{CHECKPOINTS, complete},
+};
 
 use super::{TrainError, checkpoints};
-use crate::{model::ModelConfig, recipe::Recipe};
+use crate::recipe::Recipe;
 
 /// The epochs that the run in `out` has done; 0 for a new one.
 pub fn check(
@@ -70,23 +71,13 @@ pub fn check_model(out: &Path, config: &Value) -> Result<(), TrainError> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(failed(error)),
     };
-    let before: Value = serde_json::from_str(&text).map_err(|error| failed(error.into()))?;
-    let differences = differences(&before, config, "");
+    let before: ModelConfig = serde_json::from_str(&text).map_err(|error| failed(error.into()))?;
+    let differences = differences(&json!(before), config, "");
     if differences.is_empty() {
         return Ok(());
     }
     Err(TrainError::OtherRecipe { path, differences })
 }
-
-/// The model of the newest checkpoint of the run in `out`.
-pub fn newest_checkpoint(out: &Path) -> Option<PathBuf> {
-    let folder = out.join(CHECKPOINTS);
-    let epoch = checkpoints::complete(&folder).pop()?;
-    Some(checkpoints::model_file(&folder, epoch))
-}
-
-/// The folder of a run's checkpoints, in its own.
-pub const CHECKPOINTS: &str = "checkpoints";
 
 /// The configuration of the model that a run started from, in its folder.
 pub const START: &str = "start.json";
@@ -94,7 +85,7 @@ pub const START: &str = "start.json";
 /// What the run in `out` started from, once it has done an epoch.
 pub fn begun(out: &Path) -> Result<Option<ModelConfig>, TrainError> {
     let path = out.join(START);
-    if checkpoints::complete(&out.join(CHECKPOINTS)).is_empty() || !path.is_file() {
+    if complete(&out.join(CHECKPOINTS)).is_empty() || !path.is_file() {
         return Ok(None);
     }
     let failed = |source| TrainError::File {

@@ -16,17 +16,19 @@ use burn::{
     tensor::{Tensor, TensorData},
     train::Interrupter,
 };
-use rwkv7_core::{Rwkv7, Rwkv7Config, checkpoint, layers::SecondHalf, loss};
+use rwkv7_core::{Rwkv7, Rwkv7Config, checkpoint, layers::ChannelMixer, loss};
 use scaling::{Growable, Plan, Step, grow_model, grow_optimizer};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use zoo::{
+    ModelConfig,
+    model::{TargetError, changed, flops_per_token},
+};
 
 use super::{TrainError, folder::write_json, progress::say};
 use crate::{
     data::loader::BatchSource,
-    model::{ModelConfig, TargetError, changed, flops_per_token},
     recipe::{Growth, Recipe},
-    zoo,
 };
 
 /// A part of a run in which the model keeps its size.
@@ -47,7 +49,7 @@ pub struct Stage {
 }
 
 /// What changes a model in training besides its steps.
-pub trait Evolution<M: SecondHalf>: Send + Sync {
+pub trait Evolution<M: ChannelMixer>: Send + Sync {
     /// The model that takes this one's place after `step` steps, if one does; the optimizer becomes its.
     fn after(
         &self,
@@ -105,7 +107,7 @@ fn target<S: Growable>(
         reason: error.to_string(),
     })?;
     let ffn_size = match &named {
-        ModelConfig::Rwkv7(config) => config.second_half.ffn_size,
+        ModelConfig::Rwkv7(config) => config.ffn.ffn_size,
         ModelConfig::MetaState(config) => 4 * config.n_embd,
     };
     let named = named.base();
@@ -360,7 +362,7 @@ impl Held {
     }
 
     /// The model after a step from `before`, whose old entries went only a part of the way: none of it at rate 0, bit for bit.
-    pub fn apply<M: SecondHalf>(&self, before: &Rwkv7<M>, after: Rwkv7<M>) -> Rwkv7<M> {
+    pub fn apply<M: ChannelMixer>(&self, before: &Rwkv7<M>, after: Rwkv7<M>) -> Rwkv7<M> {
         struct Collect(GradientsParams);
         impl ModuleVisitor for Collect {
             fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
@@ -412,7 +414,7 @@ impl fmt::Debug for Held {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::{for_architecture, model::Arch};
+    use zoo::{Arch, for_architecture};
 
     #[test]
     fn recipes_that_grow_have_plans_for_every_architecture() {

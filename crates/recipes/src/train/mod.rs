@@ -36,14 +36,15 @@ use burn::{
     train::{Interrupter, Learner, SupervisedTraining, metric::LearningRateMetric},
 };
 use rwkv7_core::{
-    Products, Rwkv7, Rwkv7Config,
+    MatmulPrecision, Rwkv7, Rwkv7Config,
     checkpoint::{self, Checkpoint},
-    config::SecondHalfConfig,
-    layers::SecondHalf,
+    config::ChannelMixerConfig,
+    layers::ChannelMixer,
     tokenizer::{self, Tokenizer},
 };
 use scaling::Growable;
 use serde::Serialize;
+use zoo::{ModelConfig, Source, for_architecture, run_folder};
 
 use crate::{
     data::{
@@ -53,10 +54,7 @@ use crate::{
         windows::{TrainingWindows, ValidationWindows},
     },
     evaluate::{self, ReverseReport, TextReport},
-    for_architecture,
-    model::ModelConfig,
     recipe::{Recipe, RecipeError, Task},
-    zoo::Source,
 };
 
 use checkpoints::NewestAndBest;
@@ -68,7 +66,6 @@ use progress::PlainProgress;
 
 pub use checkpoints::Damaged;
 pub use error::TrainError;
-pub(crate) use folder::newest_checkpoint;
 pub use growth::{Evolution, Held, Stage};
 pub use trainee::{StepOutput, StepSettings, Trainee};
 
@@ -131,7 +128,7 @@ pub fn train(
     options: Options,
 ) -> Result<Report, TrainError> {
     recipe.validate()?;
-    recipe.products.check(device)?;
+    recipe.matmul_precision.check(device)?;
     let tokenizer = tokenizer::load(&recipe.tokenizer)?;
     let vocab_size = tokenizer.vocab_size();
     let begun = match options.resume {
@@ -181,7 +178,7 @@ fn fit<S: Growable>(
             expected: "false for this architecture, whose layers measure nothing of themselves",
         }));
     }
-    let folder = out.join(folder::CHECKPOINTS);
+    let folder = out.join(run_folder::CHECKPOINTS);
     let done = folder::check(recipe, out, &folder, options.resume)?;
     let data = prepare(recipe, tokenizer)?;
     let schedule = schedule::schedule(recipe);
@@ -225,7 +222,7 @@ fn fit<S: Growable>(
         clip_norm: recipe.clip_norm,
         l2_wrap: recipe.l2_wrap,
         diagnostics: recipe.diagnostics,
-        products: recipe.products,
+        precision: recipe.matmul_precision,
     };
     let model = match start {
         Some(start) if done == 0 => start.into_model(&config, &device, FloatDType::F32)?,
@@ -317,13 +314,16 @@ fn fit<S: Growable>(
     let device = device.inner();
     let config = stages.last();
     let first = checkpoints::first_of_size(&growths, epochs);
-    let mut kept = checkpoints::complete(&folder);
+    let mut kept = run_folder::complete(&folder);
     kept.retain(|epoch| *epoch >= first);
     let epoch = history.best(&kept).unwrap_or(epochs);
     let network = if epoch == epochs {
-        result.model.model.with_products(Products::F32)
+        result
+            .model
+            .model
+            .with_matmul_precision(MatmulPrecision::F32)
     } else {
-        Checkpoint::open(&checkpoints::model_file(&folder, epoch))?.into_model(
+        Checkpoint::open(&run_folder::model_file(&folder, epoch))?.into_model(
             config,
             &device,
             FloatDType::F32,
@@ -425,7 +425,7 @@ fn prepare(recipe: &Recipe, tokenizer: Box<dyn Tokenizer>) -> Result<Data, Train
 }
 
 /// Writes the trained model and its configuration.
-fn save<S: SecondHalfConfig>(
+fn save<S: ChannelMixerConfig>(
     out: &Path,
     config: &Rwkv7Config<S>,
     network: &Rwkv7<S::Layer>,

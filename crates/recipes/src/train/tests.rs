@@ -172,8 +172,11 @@ fn the_best_epoch_is_kept_and_exported() {
     std::fs::write(parts.join("metrics.jsonl"), lines.collect::<String>()).unwrap();
     let report = run(&kept, &parts, true).unwrap();
     assert_eq!(report.epoch, 1);
-    assert_eq!(checkpoints::complete(&parts.join("checkpoints")), [1, 4]);
-    let first = checkpoints::model_file(&whole.join("checkpoints"), 1);
+    assert_eq!(
+        zoo::run_folder::complete(&parts.join("checkpoints")),
+        [1, 4]
+    );
+    let first = zoo::run_folder::model_file(&whole.join("checkpoints"), 1);
     assert!(tensors(&report.model) == tensors(&first));
 }
 
@@ -184,7 +187,7 @@ fn a_damaged_checkpoint_is_an_error_or_passed_over() {
     run(&recipe(&[]), &whole, false).unwrap();
     killed(&whole, &parts, 2..=3);
     let damage = |epoch| {
-        let file = checkpoints::model_file(&parts.join("checkpoints"), epoch);
+        let file = zoo::run_folder::model_file(&parts.join("checkpoints"), epoch);
         let bytes = std::fs::read(&file).unwrap();
         std::fs::write(file, &bytes[..bytes.len() / 2]).unwrap();
     };
@@ -250,7 +253,7 @@ fn a_model_grows_while_it_is_trained() {
 /// In bf16 from the first step to the last, whatever happens in between.
 #[test]
 fn a_run_keeps_its_products() {
-    if let Err(error) = Products::Bf16.check(&Device::flex()) {
+    if let Err(error) = MatmulPrecision::Bf16.check(&Device::flex()) {
         let _ = writeln!(std::io::stderr(), "skipped: {error}");
         return;
     }
@@ -405,7 +408,7 @@ fn a_run_does_not_go_on_with_another_model_than_it_had() {
     std::fs::write(&path, &other).unwrap();
     let more = Recipe { steps: 6, ..recipe };
     let error = run(&more, folder.path(), true).unwrap_err().to_string();
-    for part in ["config.json", "second_half.removal", "then", "now"] {
+    for part in ["config.json", "ffn.removal", "then", "now"] {
         assert!(error.contains(part), "{error}");
     }
     assert_eq!(std::fs::read_to_string(&path).unwrap(), other);
@@ -463,7 +466,7 @@ fn a_preset_is_the_whole_model_and_a_text_is_not_passed_over() {
     let config = preset.config(None, 256).unwrap();
     assert_eq!((config.base().n_layer, config.base().n_embd), (5, 768));
     let config = recipe(&["model.preset=150m-rwkv7"]).model.config(None, 256);
-    assert_eq!(config.unwrap(), crate::zoo::config("150m-rwkv7").unwrap());
+    assert_eq!(config.unwrap(), zoo::config("150m-rwkv7").unwrap());
 
     let folder = tempfile::tempdir().unwrap();
     let recipe = Recipe {
@@ -491,7 +494,7 @@ fn training_starts_from_a_trained_model() {
 fn a_layer_that_overflows_stops_the_run_and_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let [start, out] = ["start.safetensors", "out"].map(|name| folder.path().join(name));
-    let trained = crate::zoo::find("reverse-meta-state").unwrap().weights();
+    let trained = zoo::find("reverse-meta-state").unwrap().weights();
     let trained = trained.unwrap().unwrap();
     let (config, mut model) = trained.load::<MetaStateConfig>(&Device::flex()).unwrap();
     let value = &mut model.blocks[1].att.value;

@@ -15,7 +15,7 @@ use burn::{
     tensor::{Tensor, Transaction},
     train::{InferenceStep, TrainOutput, TrainStep, metric::ItemLazy},
 };
-use rwkv7_core::{Products, Rwkv7, layers::SecondHalf, loss, optimizer::sum_of_squares};
+use rwkv7_core::{MatmulPrecision, Rwkv7, layers::ChannelMixer, loss, optimizer::sum_of_squares};
 
 use super::growth::{Evolution, Held};
 use crate::data::loader::LmBatch;
@@ -32,12 +32,12 @@ pub struct StepSettings {
     /// Whether the layers measure themselves.
     pub diagnostics: bool,
     /// How the layers multiply with their weights.
-    pub products: Products,
+    pub precision: MatmulPrecision,
 }
 
 /// A model in training.
 #[derive(Module, Debug)]
-pub struct Trainee<M: SecondHalf> {
+pub struct Trainee<M: ChannelMixer> {
     /// The model.
     pub model: Rwkv7<M>,
     /// How it is trained.
@@ -62,7 +62,7 @@ struct Course {
 }
 
 impl Course {
-    fn new<M: SecondHalf>(evolution: Arc<dyn Evolution<M>>, step: usize) -> Self {
+    fn new<M: ChannelMixer>(evolution: Arc<dyn Evolution<M>>, step: usize) -> Self {
         Self {
             evolution: Some(Arc::new(evolution)),
             step,
@@ -70,11 +70,11 @@ impl Course {
         }
     }
 
-    fn evolution<M: SecondHalf>(&self) -> Option<Arc<dyn Evolution<M>>> {
+    fn evolution<M: ChannelMixer>(&self) -> Option<Arc<dyn Evolution<M>>> {
         self.evolution.as_ref()?.downcast_ref().cloned()
     }
 
-    fn held<M: SecondHalf>(&self, model: &Rwkv7<M>) -> Option<Held> {
+    fn held<M: ChannelMixer>(&self, model: &Rwkv7<M>) -> Option<Held> {
         let ask = || self.evolution()?.held(self.step, model);
         self.held.get_or_init(ask).clone()
     }
@@ -156,11 +156,11 @@ impl ItemLazy for StepOutput {
     }
 }
 
-impl<M: SecondHalf> Trainee<M> {
+impl<M: ChannelMixer> Trainee<M> {
     /// A model to be trained like this.
     pub fn new(model: Rwkv7<M>, settings: StepSettings) -> Self {
         let mut trainee = Self {
-            model: model.with_products(settings.products),
+            model: model.with_matmul_precision(settings.precision),
             settings,
             norm: NormSlot::default(),
             course: Course::default(),
@@ -217,7 +217,7 @@ impl<M: SecondHalf> Trainee<M> {
     }
 }
 
-impl<M: SecondHalf> TrainStep for Trainee<M> {
+impl<M: ChannelMixer> TrainStep for Trainee<M> {
     type Input = LmBatch;
     type Output = StepOutput;
 
@@ -261,7 +261,7 @@ impl<M: SecondHalf> TrainStep for Trainee<M> {
     }
 }
 
-impl<M: SecondHalf> InferenceStep for Trainee<M> {
+impl<M: ChannelMixer> InferenceStep for Trainee<M> {
     type Input = LmBatch;
     type Output = StepOutput;
 
@@ -271,7 +271,7 @@ impl<M: SecondHalf> InferenceStep for Trainee<M> {
 }
 
 /// Scales gradients down to a global norm of `largest`; returns the norm they had. Nothing is read from the device.
-fn clip<M: SecondHalf>(model: &Rwkv7<M>, grads: &mut GradientsParams, largest: f64) -> Tensor<1> {
+fn clip<M: ChannelMixer>(model: &Rwkv7<M>, grads: &mut GradientsParams, largest: f64) -> Tensor<1> {
     struct Norm<'a> {
         grads: &'a GradientsParams,
         squares: Option<Tensor<1>>,
@@ -335,7 +335,7 @@ mod tests {
             clip_norm: 1.0,
             l2_wrap: true,
             diagnostics: false,
-            products: Products::F32,
+            precision: MatmulPrecision::F32,
         };
         Trainee::new(config.init(&Device::flex().autodiff(), 3), settings)
     }

@@ -5,12 +5,12 @@ use std::path::Path;
 use burn::tensor::DType;
 use burn_store::burn_pack::Tensor as PackTensor;
 
-use crate::{Rwkv7Config, config::SecondHalfConfig, layers::ChannelMixConfig};
+use crate::{Rwkv7Config, config::ChannelMixerConfig, layers::ChannelMixConfig};
 
 use super::{CheckpointError, read::About};
 
 /// What is written beside these tensors.
-pub(super) fn config<S: SecondHalfConfig>(
+pub(super) fn config<S: ChannelMixerConfig>(
     config: &Rwkv7Config<S>,
     tensors: &[PackTensor],
 ) -> serde_json::Value {

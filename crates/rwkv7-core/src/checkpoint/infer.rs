@@ -6,14 +6,14 @@ use burn_store::burn_pack::Tensor as PackTensor;
 
 use crate::{
     Rwkv7Config,
-    config::SecondHalfConfig,
-    layers::{ChannelMix, ChannelMixConfig, SecondHalf},
+    config::ChannelMixerConfig,
+    layers::{ChannelMix, ChannelMixConfig, ChannelMixer},
 };
 
 use super::{CheckpointError, read::About};
 
-/// Whose second halves the tensors have where they have others than `S`: the architecture, or how their names begin.
-pub fn other_architecture<S: SecondHalfConfig>(tensors: &[PackTensor]) -> Option<String> {
+/// Whose channel mixers the tensors have where they have others than `S`: the architecture, or how their names begin.
+pub fn other_architecture<S: ChannelMixerConfig>(tensors: &[PackTensor]) -> Option<String> {
     let mut others = Vec::new();
     for tensor in tensors {
         let part = tensor.name.strip_prefix("blocks.0.");
@@ -36,7 +36,7 @@ pub fn other_architecture<S: SecondHalfConfig>(tensors: &[PackTensor]) -> Option
 /// # Errors
 ///
 /// [`CheckpointError::Tensors`] lists every tensor that is needed for this and is missing or of another rank.
-pub fn config<S: SecondHalfConfig>(
+pub fn config<S: ChannelMixerConfig>(
     path: &Path,
     tensors: &[PackTensor],
     about: Option<&About>,
@@ -98,12 +98,11 @@ pub fn config<S: SecondHalfConfig>(
         });
     }
     let shape = |name: &str| shapes.get(format!("blocks.0.{name}").as_str()).cloned();
-    let declared = about.and_then(|about| about.config.get("second_half"));
-    let second_half =
-        S::of_checkpoint(&shape, declared).map_err(|reason| CheckpointError::Undeclared {
-            path: path.to_path_buf(),
-            reason,
-        })?;
+    let declared = about.and_then(|about| about.config.get("ffn"));
+    let ffn = S::of_checkpoint(&shape, declared).map_err(|reason| CheckpointError::Undeclared {
+        path: path.to_path_buf(),
+        reason,
+    })?;
     let epsilon = |name: &str, otherwise: f64| {
         let declared = about.and_then(|about| about.config.get(name)?.as_f64());
         declared.unwrap_or(otherwise)
@@ -120,7 +119,7 @@ pub fn config<S: SecondHalfConfig>(
         embedding_norm: shapes.contains_key("blocks.0.ln0.weight"),
         layer_norm_eps: epsilon("layer_norm_eps", fresh.layer_norm_eps),
         group_norm_eps: epsilon("group_norm_eps", fresh.group_norm_eps),
-        ..fresh.with_second_half(second_half)
+        ..fresh.with_ffn(ffn)
     };
     config
         .validate()

@@ -16,6 +16,7 @@
 //!
 //! All dimensions come from the shapes of the tensors.
 
+mod convert;
 mod error;
 mod fla;
 mod infer;
@@ -23,7 +24,6 @@ mod model;
 mod names;
 mod parameters;
 mod read;
-mod second_half;
 mod write;
 
 use std::{
@@ -35,13 +35,13 @@ use std::{
 use burn::tensor::{DType, TensorData};
 use burn_store::{bridge, burn_pack::Tensor as PackTensor};
 
+pub use convert::Replaced;
 pub use error::CheckpointError;
 pub use model::{config_json, load, save, save_tensors};
 pub use names::Flavour;
 pub use parameters::{Parameter, expected_tensors, initial_tensor, parameters};
-pub use second_half::Replaced;
 
-use crate::{Rwkv7, Rwkv7Config, config::SecondHalfConfig, layers::SecondHalf};
+use crate::{Rwkv7, Rwkv7Config, config::ChannelMixerConfig, layers::ChannelMixer};
 
 use read::About;
 
@@ -86,12 +86,15 @@ impl Checkpoint {
     }
 
     /// The tensors of a model in memory, which is of this configuration.
-    pub fn of_model<S: SecondHalfConfig>(config: &Rwkv7Config<S>, model: &Rwkv7<S::Layer>) -> Self {
+    pub fn of_model<S: ChannelMixerConfig>(
+        config: &Rwkv7Config<S>,
+        model: &Rwkv7<S::Layer>,
+    ) -> Self {
         Self::of_tensors(config, model::official_tensors(model))
     }
 
     /// Tensors with official names and layouts that make up a model of this configuration.
-    pub fn of_tensors<S: SecondHalfConfig>(
+    pub fn of_tensors<S: ChannelMixerConfig>(
         config: &Rwkv7Config<S>,
         tensors: Vec<PackTensor>,
     ) -> Self {
@@ -182,7 +185,7 @@ impl Checkpoint {
     ///
     /// [`CheckpointError::Architecture`] if the model is of another architecture, [`CheckpointError::Contradiction`] if the file
     /// says otherwise than its tensors, [`CheckpointError::Tensors`] lists what is missing.
-    pub fn config<S: SecondHalfConfig>(&self) -> Result<Rwkv7Config<S>, CheckpointError> {
+    pub fn config<S: ChannelMixerConfig>(&self) -> Result<Rwkv7Config<S>, CheckpointError> {
         let tensors = self.named_for::<S>();
         let found = infer::other_architecture::<S>(&tensors);
         match (self.architecture(), found) {
@@ -210,7 +213,7 @@ impl Checkpoint {
     /// # Errors
     ///
     /// [`CheckpointError::Tensors`] lists what is missing, unknown or of the wrong shape.
-    pub fn tensors<S: SecondHalfConfig>(
+    pub fn tensors<S: ChannelMixerConfig>(
         &self,
         config: &Rwkv7Config<S>,
     ) -> Result<Vec<PackTensor>, CheckpointError> {
@@ -218,12 +221,12 @@ impl Checkpoint {
         Ok(self.named_for::<S>())
     }
 
-    /// The tensors, the second half's under its name: records of Burn modules call it `ffn`, whatever it is.
-    fn named_for<S: SecondHalfConfig>(&self) -> Vec<PackTensor> {
+    /// The tensors, the channel mixer's under its name: records of Burn modules call it `ffn`, whatever it is.
+    fn named_for<S: ChannelMixerConfig>(&self) -> Vec<PackTensor> {
         let mut tensors = self.tensors.clone();
         if self.flavour == Flavour::Burn {
             for tensor in &mut tensors {
-                tensor.name = model::second_half_name(&tensor.name, "ffn", S::Layer::NAME);
+                tensor.name = model::slot_name(&tensor.name, "ffn", S::Layer::NAME);
             }
         }
         tensors
@@ -248,7 +251,7 @@ impl Checkpoint {
     ///
     /// If the tensors are not those of a model of this configuration, if one is damaged, or if writing fails; then nothing
     /// is written.
-    pub fn save<S: SecondHalfConfig>(
+    pub fn save<S: ChannelMixerConfig>(
         &self,
         config: &Rwkv7Config<S>,
         path: &Path,
@@ -271,7 +274,7 @@ impl Checkpoint {
     }
 
     /// Lists every tensor that is missing, unknown or of the wrong shape for a model of this configuration.
-    fn check<S: SecondHalfConfig>(&self, config: &Rwkv7Config<S>) -> Result<(), CheckpointError> {
+    fn check<S: ChannelMixerConfig>(&self, config: &Rwkv7Config<S>) -> Result<(), CheckpointError> {
         let mut problems = Vec::new();
         let mut expected = expected_tensors(config);
         for tensor in self.named_for::<S>() {
@@ -306,7 +309,7 @@ impl Checkpoint {
 pub(crate) type Named = BTreeMap<String, TensorData>;
 
 /// Writes such tensors to a safetensors file that says which model they belong to.
-pub(crate) fn save_named<S: SecondHalfConfig>(
+pub(crate) fn save_named<S: ChannelMixerConfig>(
     path: &Path,
     tensors: Vec<(String, TensorData)>,
     config: &Rwkv7Config<S>,
@@ -319,7 +322,7 @@ pub(crate) fn save_named<S: SecondHalfConfig>(
 }
 
 /// Such tensors, and how the model that the file says they belong to differs from this one.
-pub(crate) fn read_named<S: SecondHalfConfig>(
+pub(crate) fn read_named<S: ChannelMixerConfig>(
     path: &Path,
     config: &Rwkv7Config<S>,
 ) -> Result<(Named, Vec<String>), CheckpointError> {

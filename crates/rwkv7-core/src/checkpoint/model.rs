@@ -13,8 +13,8 @@ use burn_store::{
 
 use crate::{
     Rwkv7, Rwkv7Config, Rwkv7Lm,
-    config::SecondHalfConfig,
-    layers::{ChannelMix, SecondHalf},
+    config::ChannelMixerConfig,
+    layers::{ChannelMix, ChannelMixer},
 };
 
 use super::{Checkpoint, CheckpointError, Format, fla, names, read::About, write};
@@ -33,7 +33,7 @@ pub fn load(path: &Path, device: &Device) -> Result<(Rwkv7Config, Rwkv7Lm), Chec
 /// # Errors
 ///
 /// [`CheckpointError::Write`]; then what was at `path` before is still there.
-pub fn save<S: SecondHalfConfig>(
+pub fn save<S: ChannelMixerConfig>(
     path: &Path,
     config: &Rwkv7Config<S>,
     model: &Rwkv7<S::Layer>,
@@ -49,7 +49,7 @@ impl Checkpoint {
     /// # Errors
     ///
     /// As [`load`], and if the checkpoint is of another architecture.
-    pub fn load<S: SecondHalfConfig>(
+    pub fn load<S: ChannelMixerConfig>(
         self,
         device: &Device,
     ) -> Result<(Rwkv7Config<S>, Rwkv7<S::Layer>), CheckpointError> {
@@ -63,7 +63,7 @@ impl Checkpoint {
     /// # Errors
     ///
     /// As [`load`].
-    pub fn into_model<S: SecondHalfConfig>(
+    pub fn into_model<S: ChannelMixerConfig>(
         self,
         config: &Rwkv7Config<S>,
         device: &Device,
@@ -148,23 +148,23 @@ fn count_not_finite(data: &TensorData) -> usize {
 }
 
 /// A model's tensors under their official names, read when they are written.
-pub(super) fn official_tensors<M: SecondHalf>(model: &Rwkv7<M>) -> Vec<PackTensor> {
+pub(super) fn official_tensors<M: ChannelMixer>(model: &Rwkv7<M>) -> Vec<PackTensor> {
     let mut tensors = model.collect(None, Some(Box::new(BurnToPyTorchAdapter)), true);
     for tensor in &mut tensors {
-        tensor.name = second_half_name(&tensor.name, "ffn", M::NAME);
+        tensor.name = slot_name(&tensor.name, "ffn", M::NAME);
         tensor.param_id = None;
     }
     tensors.sort_by(|a, b| a.name.cmp(&b.name));
     tensors
 }
 
-fn module_path<M: SecondHalf>(mut tensor: PackTensor) -> PackTensor {
-    tensor.name = second_half_name(&tensor.name, M::NAME, "ffn");
+fn module_path<M: ChannelMixer>(mut tensor: PackTensor) -> PackTensor {
+    tensor.name = slot_name(&tensor.name, M::NAME, "ffn");
     tensor
 }
 
-/// The module calls a block's second half `ffn`, whatever it is; the checkpoint calls it by its name.
-pub(super) fn second_half_name(name: &str, from: &str, to: &str) -> String {
+/// The module calls a block's channel mixer `ffn`, whatever it is; the checkpoint calls it by its name.
+pub(super) fn slot_name(name: &str, from: &str, to: &str) -> String {
     let mut parts = name.splitn(4, '.');
     match (parts.next(), parts.next(), parts.next(), parts.next()) {
         (Some("blocks"), Some(layer), Some(part), Some(rest)) if part == from => {
@@ -179,7 +179,7 @@ pub(super) fn second_half_name(name: &str, from: &str, to: &str) -> String {
 /// # Errors
 ///
 /// [`CheckpointError::Write`]; then what was at `path` before is still there.
-pub fn save_tensors<S: SecondHalfConfig>(
+pub fn save_tensors<S: ChannelMixerConfig>(
     path: &Path,
     config: &Rwkv7Config<S>,
     tensors: Vec<PackTensor>,
@@ -190,12 +190,12 @@ pub fn save_tensors<S: SecondHalfConfig>(
 }
 
 /// A configuration as files of ours carry it: its fields and `architecture`.
-pub fn config_json<S: SecondHalfConfig>(config: &Rwkv7Config<S>) -> serde_json::Value {
+pub fn config_json<S: ChannelMixerConfig>(config: &Rwkv7Config<S>) -> serde_json::Value {
     serde_json::json!(About::new(config))
 }
 
 /// Writes official tensors.
-pub(super) fn write<S: SecondHalfConfig>(
+pub(super) fn write<S: ChannelMixerConfig>(
     path: &Path,
     config: &Rwkv7Config<S>,
     tensors: Vec<PackTensor>,

@@ -7,12 +7,12 @@ use burn::{
     tensor::{Device, Tensor, TensorData},
 };
 
-use crate::{Rwkv7, Rwkv7Config, config::SecondHalfConfig, layers::SecondHalf};
+use crate::{Rwkv7, Rwkv7Config, config::ChannelMixerConfig, layers::ChannelMixer};
 
-use super::model::second_half_name;
+use super::model::slot_name;
 
 /// The initial value of one tensor of a model, by its official name and in its official layout; no other is made.
-pub fn initial_tensor<S: SecondHalfConfig>(
+pub fn initial_tensor<S: ChannelMixerConfig>(
     config: &Rwkv7Config<S>,
     name: &str,
     seed: u64,
@@ -20,7 +20,7 @@ pub fn initial_tensor<S: SecondHalfConfig>(
     struct Find<'a> {
         names: Names,
         wanted: &'a str,
-        second_half: &'static str,
+        ffn: &'static str,
         found: Option<TensorData>,
     }
     impl ModuleVisitor for Find<'_> {
@@ -33,7 +33,7 @@ pub fn initial_tensor<S: SecondHalfConfig>(
         }
 
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            if self.names.official(self.second_half) == self.wanted {
+            if self.names.official(self.ffn) == self.wanted {
                 let value = param.val();
                 let value = if self.names.is_linear() && D == 2 {
                     value.transpose()
@@ -47,7 +47,7 @@ pub fn initial_tensor<S: SecondHalfConfig>(
     let mut find = Find {
         names: Names::default(),
         wanted: name,
-        second_half: S::Layer::NAME,
+        ffn: S::Layer::NAME,
         found: None,
     };
     config.init(&Device::default(), seed).visit(&mut find);
@@ -77,14 +77,14 @@ impl Names {
         self.containers.iter().any(|c| c.ends_with(":Linear"))
     }
 
-    fn official(&self, second_half: &str) -> String {
+    fn official(&self, ffn: &str) -> String {
         let name = self.path.join(".");
         let name = match name.rsplit_once('.') {
             Some((path, "gamma")) => format!("{path}.weight"),
             Some((path, "beta")) => format!("{path}.bias"),
             _ => name,
         };
-        second_half_name(&name, "ffn", second_half)
+        slot_name(&name, "ffn", ffn)
     }
 }
 
@@ -104,10 +104,10 @@ pub struct Parameter {
 }
 
 /// The parameters of a model.
-pub fn parameters<M: SecondHalf>(model: &Rwkv7<M>) -> Vec<Parameter> {
+pub fn parameters<M: ChannelMixer>(model: &Rwkv7<M>) -> Vec<Parameter> {
     struct List {
         names: Names,
-        second_half: &'static str,
+        ffn: &'static str,
         found: Vec<Parameter>,
     }
     impl ModuleVisitor for List {
@@ -121,7 +121,7 @@ pub fn parameters<M: SecondHalf>(model: &Rwkv7<M>) -> Vec<Parameter> {
 
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
             self.found.push(Parameter {
-                name: self.names.official(self.second_half),
+                name: self.names.official(self.ffn),
                 path: self.names.path.join("."),
                 id: param.id,
                 shape: param.lazy_shape().iter().copied().collect(),
@@ -131,7 +131,7 @@ pub fn parameters<M: SecondHalf>(model: &Rwkv7<M>) -> Vec<Parameter> {
     }
     let mut list = List {
         names: Names::default(),
-        second_half: M::NAME,
+        ffn: M::NAME,
         found: Vec::new(),
     };
     model.visit(&mut list);
@@ -139,7 +139,7 @@ pub fn parameters<M: SecondHalf>(model: &Rwkv7<M>) -> Vec<Parameter> {
 }
 
 /// Official name and shape of every tensor of a model, without making its initial values.
-pub fn expected_tensors<S: SecondHalfConfig>(
+pub fn expected_tensors<S: ChannelMixerConfig>(
     config: &Rwkv7Config<S>,
 ) -> BTreeMap<String, Vec<usize>> {
     let official = |parameter: Parameter| {

@@ -17,8 +17,9 @@ use burn_store::{
 };
 use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensors};
+use serde::Deserialize as _;
 
-use crate::{Rwkv7Config, config::SecondHalfConfig};
+use crate::{Rwkv7Config, config::ChannelMixerConfig};
 
 use super::{CheckpointError, names::Flavour};
 
@@ -42,13 +43,24 @@ pub(super) struct Opened {
 #[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub(super) struct About {
     pub architecture: String,
-    #[serde(flatten)]
+    #[serde(flatten, deserialize_with = "with_current_names")]
     pub config: serde_json::Map<String, serde_json::Value>,
+}
+
+/// The fields of a configuration; the channel mixer's was called `second_half` before.
+fn with_current_names<'de, D: serde::Deserializer<'de>>(
+    fields: D,
+) -> Result<serde_json::Map<String, serde_json::Value>, D::Error> {
+    let mut fields = serde_json::Map::deserialize(fields)?;
+    if let Some(mixer) = fields.remove("second_half") {
+        fields.insert("ffn".into(), mixer);
+    }
+    Ok(fields)
 }
 
 impl About {
     /// What a file with a model of this configuration says.
-    pub fn new<S: SecondHalfConfig>(config: &Rwkv7Config<S>) -> Self {
+    pub fn new<S: ChannelMixerConfig>(config: &Rwkv7Config<S>) -> Self {
         let config = match serde_json::json!(config) {
             serde_json::Value::Object(fields) => fields,
             _ => unreachable!("a struct with named fields is an object"),
@@ -68,7 +80,7 @@ impl About {
             let (found, expected) = (&self.architecture, &model.architecture);
             return vec![difference("architecture", found, expected)];
         }
-        ["n_layer", "n_embd", "head_size", "second_half"]
+        ["n_layer", "n_embd", "head_size", "ffn"]
             .into_iter()
             .filter_map(|field| Some((field, self.config.get(field)?, model.config.get(field)?)))
             .filter(|(_, found, expected)| found != expected)

@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     flex::{floats, tensor},
-    operator,
+    ops,
     optimizer::OptimizerConfig,
     taps::Taps,
 };
@@ -51,7 +51,7 @@ pub trait FusedOps: Backend {
 pub fn takes<const D: usize>(x: &Tensor<D>) -> bool {
     x.dtype() == DType::F32
         && matches!(x.device().inner().as_dispatch(), DispatchDevice::Flex(_))
-        && operator::custom_is_allowed()
+        && ops::custom_is_allowed()
 }
 
 pub fn token_shift(h: Tensor<3>, last: Tensor<2>, mus: Vec<Tensor<3>>) -> Vec<Tensor<3>> {

@@ -2,7 +2,7 @@
 //!
 //! In plain tensor operations every addition reads and writes whole tensors; on a GPU Burn fuses them, on the CPU it does
 //! not. Each function here takes the fused kernel for f32 tensors on the CPU and plain operations everywhere else. With the
-//! environment variable `RWKV7_OPERATOR` set to `chunked` or `oracle`, it is plain operations on the CPU too.
+//! environment variable `RWKV7_OP` set to `chunked` or `oracle`, it is plain operations on the CPU too.
 
 #[cfg(feature = "flex")]
 mod cpu;

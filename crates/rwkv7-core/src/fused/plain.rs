@@ -3,7 +3,7 @@
 use burn::tensor::{DType, Int, Tensor, activation};
 
 use super::{KeyPreparation, Keys, ReadOut};
-use crate::operator::{narrow, widen};
+use crate::ops::{narrow, widen};
 
 /// e^(-1/2): the largest decay rate per token, `w ≥ exp(-DECAY_SCALE) = 0.545`.
 const DECAY_SCALE: f64 = 0.606_530_659_712_633_4;

@@ -1,9 +1,9 @@
-//! A block: time mixing, then a second half, each on the normalised residual stream.
+//! A block: time mixing, then a channel mixer, each on the normalised residual stream.
 //!
 //! ```text
 //! x = lift(ln0(x))               block 0 only: what leaves ln0, or the lift of a grown model, is the residual stream
 //! x = x + att(ln1(x))
-//! x = x + second_half(ln2(x))
+//! x = x + ffn(ln2(x))
 //! ```
 
 use burn::{
@@ -12,7 +12,7 @@ use burn::{
     tensor::{Device, Tensor},
 };
 
-use crate::Products;
+use crate::MatmulPrecision;
 use crate::state::{LayerState, StateTensors};
 
 use super::{LayerNorm, Span, TimeMix, TimeMixTrace, project};
@@ -21,7 +21,7 @@ use super::{LayerNorm, Span, TimeMix, TimeMixTrace, project};
 ///
 /// [`ChannelMix`](super::ChannelMix) is RWKV-7's. A layer of another crate implements this trait and gets the whole
 /// model, its state, initialisation, checkpoints and training with it.
-pub trait SecondHalf: Module + ModuleDisplay + 'static {
+pub trait ChannelMixer: Module + ModuleDisplay + 'static {
     /// What the layer carries from token to token.
     type State: StateTensors;
 
@@ -55,7 +55,7 @@ pub trait SecondHalf: Module + ModuleDisplay + 'static {
     fn zero_state(&self, batch: usize, device: &Device) -> Self::State;
 
     /// How the layer multiplies with its weight matrices from now on.
-    fn set_products(&mut self, _products: Products) {}
+    fn set_matmul_precision(&mut self, _products: MatmulPrecision) {}
 
     /// Names of what the layer can measure of itself.
     const MEASUREMENTS: &'static [&'static str] = &[];
@@ -70,24 +70,24 @@ pub trait SecondHalf: Module + ModuleDisplay + 'static {
     }
 }
 
-/// A block, generic over its second half.
+/// A block, generic over its channel mixer.
 #[derive(Module, Debug)]
-pub struct Block<M: SecondHalf> {
+pub struct Block<M: ChannelMixer> {
     /// Normalises the embedding; block 0 only, absent where it is folded into the table.
     pub ln0: Option<LayerNorm>,
     /// From the width of the embedding to the model's, `E -> C`; block 0 of a grown model only.
     pub lift: Option<Linear>,
     /// Before time mixing.
     pub ln1: LayerNorm,
-    /// Before the second half.
+    /// Before the channel mixer.
     pub ln2: LayerNorm,
     /// Time mixing.
     pub att: TimeMix,
-    /// The second half; the checkpoint calls it by [`SecondHalf::NAME`].
+    /// The channel mixer; the checkpoint calls it by [`ChannelMixer::NAME`].
     pub ffn: M,
 }
 
-impl<M: SecondHalf> Block<M> {
+impl<M: ChannelMixer> Block<M> {
     /// Runs the block on `x [batch, time, C]`; returns the new residual stream and state.
     ///
     /// `value_first` is layer 0's value: layer 0 sets it, the others read it.
@@ -103,7 +103,7 @@ impl<M: SecondHalf> Block<M> {
             None => x,
         };
         let x = match &self.lift {
-            Some(lift) => project(lift, x, self.att.products),
+            Some(lift) => project(lift, x, self.att.precision),
             None => x,
         };
         let h = self.ln1.forward(x.clone());
@@ -111,21 +111,21 @@ impl<M: SecondHalf> Block<M> {
         let (mixed, att, trace) = self.att.forward(h, value_first, span, state.att, traced);
         let x = x + mixed;
         let h = self.ln2.forward(x.clone());
-        let (mixed, second) = self.ffn.forward(h, &trace, span, state.second);
-        (x + mixed, LayerState { att, second })
+        let (mixed, ffn) = self.ffn.forward(h, &trace, span, state.ffn);
+        (x + mixed, LayerState { att, ffn })
     }
 
     /// How the block multiplies with its weight matrices from now on.
-    pub fn set_products(&mut self, products: Products) {
-        self.att.products = products;
-        self.ffn.set_products(products);
+    pub fn set_matmul_precision(&mut self, precision: MatmulPrecision) {
+        self.att.precision = precision;
+        self.ffn.set_matmul_precision(precision);
     }
 
     /// The state before the first token.
     pub fn zero_state(&self, batch: usize, device: &Device) -> LayerState<M::State> {
         LayerState {
             att: self.att.zero_state(batch, device),
-            second: self.ffn.zero_state(batch, device),
+            ffn: self.ffn.zero_state(batch, device),
         }
     }
 }

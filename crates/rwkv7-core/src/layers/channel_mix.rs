@@ -1,4 +1,4 @@
-//! Channel mixing, the second half of an RWKV-7 block: `W_v relu(W_k (h + Δ ⊙ x_k))²`, `Δ_t = h_{t-1} - h_t`.
+//! Channel mixing, the channel mixer of an RWKV-7 block: `W_v relu(W_k (h + Δ ⊙ x_k))²`, `Δ_t = h_{t-1} - h_t`.
 
 use burn::{
     module::{Module, Param},
@@ -8,15 +8,15 @@ use burn::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Products,
-    config::{ConfigError, LayerDims, SecondHalfConfig},
+    MatmulPrecision,
+    config::{ChannelMixerConfig, ConfigError, LayerDims},
     fused,
     init::LayerInit,
     state::{StateError, StateTensors, TensorReader, TensorWriter},
 };
 
 use super::{
-    SecondHalf, Span, TimeMixTrace, check_state, last_token, project, token_shift, zero_state,
+    ChannelMixer, Span, TimeMixTrace, check_state, last_token, project, token_shift, zero_state,
 };
 
 /// Configuration of [`ChannelMix`].
@@ -38,7 +38,7 @@ pub struct ChannelMix {
     pub value: Linear,
     /// How it multiplies with its matrices.
     #[module(skip)]
-    pub products: Products,
+    pub precision: MatmulPrecision,
 }
 
 /// What channel mixing carries from token to token: the last normalised input, `[batch, C]`.
@@ -48,14 +48,14 @@ pub struct ChannelMixState {
     pub shift: Tensor<2>,
 }
 
-impl SecondHalfConfig for ChannelMixConfig {
+impl ChannelMixerConfig for ChannelMixConfig {
     type Layer = ChannelMix;
 
     const ARCHITECTURE: &'static str = "rwkv7";
 
     fn validate(&self, _dims: &LayerDims) -> Result<(), ConfigError> {
         match self.ffn_size {
-            0 => Err(ConfigError::field("second_half.ffn_size", 0, "at least 1")),
+            0 => Err(ConfigError::field("ffn.ffn_size", 0, "at least 1")),
             _ => Ok(()),
         }
     }
@@ -87,12 +87,12 @@ impl SecondHalfConfig for ChannelMixConfig {
             x_k: init.shift_mix(c, init.depth_left().powi(4)),
             key: init.orthogonal_linear("ffn.key", c, f, 1.0),
             value: init.zero_linear(f, c),
-            products: Products::F32,
+            precision: MatmulPrecision::F32,
         }
     }
 }
 
-impl SecondHalf for ChannelMix {
+impl ChannelMixer for ChannelMix {
     type State = ChannelMixState;
 
     const NAME: &'static str = "ffn";
@@ -108,13 +108,13 @@ impl SecondHalf for ChannelMix {
         check_state("ffn.shift", &state.shift, [batch, width]);
         let shift = last_token(&h, &state.shift, span);
         let x_k = token_shift(h, state.shift, self.x_k.val());
-        let hidden = fused::relu_squared(project(&self.key, x_k, self.products));
-        let out = project(&self.value, hidden, self.products);
+        let hidden = fused::relu_squared(project(&self.key, x_k, self.precision));
+        let out = project(&self.value, hidden, self.precision);
         (out, ChannelMixState { shift })
     }
 
-    fn set_products(&mut self, products: Products) {
-        self.products = products;
+    fn set_matmul_precision(&mut self, precision: MatmulPrecision) {
+        self.precision = precision;
     }
 
     fn zero_state(&self, batch: usize, device: &Device) -> ChannelMixState {

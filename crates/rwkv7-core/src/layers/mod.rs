@@ -11,9 +11,9 @@ use burn::{
     tensor::{Device, Tensor},
 };
 
-use crate::Products;
+use crate::MatmulPrecision;
 
-pub use block::{Block, SecondHalf};
+pub use block::{Block, ChannelMixer};
 pub use channel_mix::{ChannelMix, ChannelMixConfig, ChannelMixState};
 pub use norm::{LayerNorm, head_norm};
 pub use time_mix::{TimeMix, TimeMixState, TimeMixTrace};
@@ -21,9 +21,9 @@ pub use token_shift::{Span, last_token, token_shift};
 
 /// `x W`, and the bias if there is one, for `x [batch, time, in]`; one product over batch and time, which is twice as fast as a
 /// batched one on the CPU.
-pub fn project(linear: &Linear, x: Tensor<3>, products: Products) -> Tensor<3> {
+pub fn project(linear: &Linear, x: Tensor<3>, precision: MatmulPrecision) -> Tensor<3> {
     let [batch, time, width] = x.dims();
-    let y = products.product(x.reshape([batch * time, width]), linear.weight.val());
+    let y = precision.matmul(x.reshape([batch * time, width]), linear.weight.val());
     let y = match &linear.bias {
         Some(bias) => y + bias.val().unsqueeze(),
         None => y,

@@ -23,9 +23,9 @@ use burn::{
 };
 
 use crate::{
-    Products,
+    MatmulPrecision,
     fused::{self, KeyPreparation, Keys, ReadOut},
-    operator::{Trace, Wkv7Input, with_narrow_keys, wkv7, wkv7_traced},
+    ops::{Trace, Wkv7Input, with_narrow_keys, wkv7, wkv7_traced},
 };
 
 use super::{LayerNorm, Span, check_state, last_token, project, zero_state};
@@ -88,7 +88,7 @@ pub struct TimeMix {
     pub norm_prefix: Option<usize>,
     /// How it multiplies with its matrices.
     #[module(skip)]
-    pub products: Products,
+    pub precision: MatmulPrecision,
 }
 
 /// What time mixing carries from token to token.
@@ -100,7 +100,7 @@ pub struct TimeMixState {
     pub wkv: Tensor<4>,
 }
 
-/// What a second half may read of the time mixing before it, for the same tokens.
+/// What a channel mixer may read of the time mixing before it, for the same tokens.
 ///
 /// At padding the step that the input describes leaves the state as it is.
 #[derive(Clone, Debug)]
@@ -112,8 +112,8 @@ pub struct TimeMixTrace {
     pub state_before: Tensor<4>,
     /// State after the last token, `[batch, heads, value, key]`.
     pub state_after: Tensor<4>,
-    /// The states in between, for [`sse`](crate::operator::sse); where
-    /// [`reads_states`](super::SecondHalf::reads_states) asks for them.
+    /// The states in between, for [`sse`](crate::ops::sse); where
+    /// [`reads_states`](super::ChannelMixer::reads_states) asks for them.
     pub states: Option<Trace>,
     /// The in-context learning rate before its bias and sigmoid, `[batch, time, C]`.
     pub rate: Tensor<3>,
@@ -137,7 +137,7 @@ impl TimeMixTrace {
 
 impl TimeMix {
     /// Mixes `h = LN1(x) [batch, time, C]` over time; returns the contribution to the residual stream `[batch, time, C]`,
-    /// the state after the last real token, and the trace for the second half; `traced` with the states in between.
+    /// the state after the last real token, and the trace for the channel mixer; `traced` with the states in between.
     pub fn forward(
         &self,
         h: Tensor<3>,
@@ -162,9 +162,9 @@ impl TimeMix {
         };
         let [x_r, x_w, x_k, x_v, x_a, x_g] = std::array::from_fn(|_| next());
 
-        let r = project(&self.receptance, x_r, self.products);
-        let k = project(&self.key, x_k, self.products);
-        let v = project(&self.value, x_v.clone(), self.products);
+        let r = project(&self.receptance, x_r, self.precision);
+        let k = project(&self.key, x_k, self.precision);
+        let v = project(&self.value, x_v.clone(), self.precision);
         let gate = self.low_rank(x_g, &self.g1, fused::sigmoid, &self.g2);
         let v = match (&self.v0, &self.v1, &self.v2, value_first.as_ref()) {
             (Some(v0), Some(v1), Some(v2), Some(first)) => {
@@ -222,7 +222,7 @@ impl TimeMix {
             epsilon: self.ln_x.epsilon,
             prefix: self.norm_prefix,
         });
-        let out = project(&self.output, out, self.products);
+        let out = project(&self.output, out, self.precision);
 
         let trace = TimeMixTrace {
             input,
@@ -253,7 +253,7 @@ impl TimeMix {
         second: &Param<Tensor<2>>,
     ) -> Tensor<3> {
         let [batch, time, width] = x.dims();
-        let product = |x, weight: &Param<Tensor<2>>| self.products.product(x, weight.val());
+        let product = |x, weight: &Param<Tensor<2>>| self.precision.matmul(x, weight.val());
         let hidden = inner(product(x.reshape([batch * time, width]), first));
         product(hidden, second).reshape([batch, time, width])
     }

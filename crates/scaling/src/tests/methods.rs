@@ -75,7 +75,7 @@ fn heads_that_are_no_copies_are_refused_unless_that_is_asked_for() {
         ..from.clone()
     };
     for half in halves() {
-        let [from, to] = [&from, &to].map(|config| config.with_second_half(half.clone()));
+        let [from, to] = [&from, &to].map(|config| config.with_ffn(half.clone()));
         let possible = plan(&from, &to, Method::Lossless).exact().is_ok();
         let refused = matches!(half.sse, Sse::TopLeft(_)) || half.scale == Scale::L2;
         assert_eq!(possible, !refused, "{half:?}");
@@ -106,7 +106,7 @@ fn the_papers_recipe_and_the_others_change_the_outputs() {
         let found = Pair::of_plan(grown, FloatDType::F64, 1).difference();
         assert!(found > 1.0, "{method:?}: {found}");
         for half in [MetaStateConfig::paper(), MetaStateConfig::practical()] {
-            let [from, to] = [&from, &to].map(|config| config.with_second_half(half.clone()));
+            let [from, to] = [&from, &to].map(|config| config.with_ffn(half.clone()));
             let found = Pair::of_plan(plan(&from, &to, method), FloatDType::F64, 1).difference();
             assert!(found > 1.0, "{method:?}: {found}");
         }
@@ -142,12 +142,12 @@ fn new_blocks_are_where_they_are_asked_for() {
 /// asked for; eq. 10: appended columns of W_oms are zero or small and random.
 #[test]
 fn the_papers_expansion_may_be_random() {
-    let from = base(2, 2).with_second_half(MetaStateConfig::paper());
+    let from = base(2, 2).with_ffn(MetaStateConfig::paper());
     let projected = MetaStateConfig {
         sse: Sse::Projected,
         ..MetaStateConfig::paper()
     };
-    let to = base(2, 3).with_second_half(projected);
+    let to = base(2, 3).with_ffn(projected);
     let exact = plan(&from, &to, Method::Lossless).exact().unwrap();
     assert!(
         exact
@@ -292,8 +292,8 @@ fn adams_moments_grow_with_the_parameters() {
     check(&from, &to, "blocks.0.att.output.weight");
     let half = MetaStateConfig::practical();
     check(
-        &from.with_second_half(half.clone()),
-        &to.with_second_half(half),
+        &from.with_ffn(half.clone()),
+        &to.with_ffn(half),
         "blocks.0.att.output.weight",
     );
 }
@@ -309,7 +309,7 @@ fn new_heads_that_wake_up_disturb_little() {
                 n_embd: 16 * heads,
                 ..base(layers, heads)
             };
-            config.with_second_half(half.clone())
+            config.with_ffn(half.clone())
         };
         let (from, to) = (shape(2, 3), shape(2, 5));
         let pair = Pair::of_plan(plan(&from, &to, Method::Lossless), FloatDType::F64, 3);
@@ -354,7 +354,7 @@ fn one_oms_for_all_heads_may_become_one_for_each() {
             ..shared.clone()
         };
         let (from, to) = (base(2, 2), base(3, 2 + seed as usize % 3));
-        let (from, to) = (from.with_second_half(shared), to.with_second_half(own));
+        let (from, to) = (from.with_ffn(shared), to.with_ffn(own));
         let plan = plan(&from, &to, Method::Lossless).exact().unwrap();
         let found = Pair::of_plan(plan, FloatDType::F64, seed).difference();
         assert!(found < 1e-10, "{from:?}: {found:e}");

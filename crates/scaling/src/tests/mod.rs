@@ -26,7 +26,7 @@ fn base(layers: usize, heads: usize) -> Rwkv7Config {
         in_context_rank: 3,
         value_rank: 6,
         gate_rank: 4,
-        second_half: ChannelMixConfig { ffn_size: 21 },
+        ffn: ChannelMixConfig { ffn_size: 21 },
         ..Rwkv7Config::new(VOCAB, layers, 8 * heads)
     }
 }
@@ -140,7 +140,7 @@ fn random_plan(seed: u64) -> (Rwkv7Config, Rwkv7Config) {
         in_context_rank: from.in_context_rank + pick(6, 3),
         value_rank: from.value_rank + pick(7, 3),
         gate_rank: from.gate_rank + pick(8, 3),
-        second_half: ChannelMixConfig {
+        ffn: ChannelMixConfig {
             ffn_size: 21 + pick(9, 20),
         },
         ..from.clone()
@@ -207,10 +207,7 @@ fn two_hundred_random_growths_lose_nothing() {
             assert!(rwkv7 < tolerance, "{from:?} to {to:?}: {rwkv7:e}");
             let halves = halves();
             let half = &halves[seed as usize % halves.len()];
-            let (from, mut to) = (
-                from.with_second_half(half.clone()),
-                to.with_second_half(half.clone()),
-            );
+            let (from, mut to) = (from.with_ffn(half.clone()), to.with_ffn(half.clone()));
             if half.obstacle(crate::plan::heads(&from, &to)).is_some() {
                 to.n_embd = to.n_head() * from.head_size;
                 to.head_size = from.head_size;
@@ -237,7 +234,7 @@ fn growth_by_nothing_is_the_identity() {
     }
     check(&base(2, 2));
     for half in halves() {
-        check(&base(2, 2).with_second_half(half));
+        check(&base(2, 2).with_ffn(half));
     }
 }
 
@@ -274,11 +271,7 @@ fn growth_in_two_stages_loses_nothing() {
     }
     let stages = [base(1, 2), base(2, 3), base(4, 5)];
     for half in halves() {
-        check(
-            stages
-                .each_ref()
-                .map(|stage| stage.with_second_half(half.clone())),
-        );
+        check(stages.each_ref().map(|stage| stage.with_ffn(half.clone())));
     }
     check(stages);
 }
@@ -320,8 +313,8 @@ fn what_cannot_grow_is_refused_with_the_reason() {
         error.contains("n_embd") && error.contains("head_size = 8"),
         "{error}"
     );
-    let paper = from.with_second_half(MetaStateConfig::paper());
-    let practical = from.with_second_half(MetaStateConfig::practical());
+    let paper = from.with_ffn(MetaStateConfig::paper());
+    let practical = from.with_ffn(MetaStateConfig::practical());
     let error = Plan::new(&paper, &practical, Method::Lossless, Embedding::Lift)
         .unwrap_err()
         .to_string();
@@ -407,7 +400,7 @@ fn every_new_part_of_every_tensor_learns_within_two_steps() {
         in_context_rank: 5,
         value_rank: 8,
         gate_rank: 6,
-        second_half: ChannelMixConfig { ffn_size: 40 },
+        ffn: ChannelMixConfig { ffn_size: 40 },
         ..to
     };
     check(&from, &to);
@@ -426,16 +419,10 @@ fn every_new_part_of_every_tensor_learns_within_two_steps() {
     check(&from, &others);
     let half = MetaStateConfig::practical();
     for larger in [copies, others] {
-        check(
-            &from.with_second_half(half.clone()),
-            &larger.with_second_half(half.clone()),
-        );
+        check(&from.with_ffn(half.clone()), &larger.with_ffn(half.clone()));
     }
     for half in [MetaStateConfig::paper(), MetaStateConfig::practical()] {
-        check(
-            &from.with_second_half(half.clone()),
-            &to.with_second_half(half),
-        );
+        check(&from.with_ffn(half.clone()), &to.with_ffn(half));
     }
 }
 

@@ -210,7 +210,7 @@ fn change(from: &Size, to: &Size, arch: Arch) -> Value {
         change["n_embd"] = to.width.into();
     }
     if from.ffn_size != to.ffn_size && arch == Arch::Rwkv7 {
-        change["second_half"] = json!({ "ffn_size": to.ffn_size });
+        change["ffn"] = json!({ "ffn_size": to.ffn_size });
     }
     change
 }
@@ -233,7 +233,7 @@ mod tests {
                 "arch=meta-state model.n_layer=6 model.n_embd=128 model.meta_state.removal=\"time-mix\" steps=2000 {common} seed=2"
             )
         );
-        let grow = r#"[{"after":500,"method":"lossless","to":{"n_embd":128,"second_half":{"ffn_size":384}},"warmup_steps":20},{"after":800,"method":"lossless","to":{"n_layer":6},"warmup_steps":20}]"#;
+        let grow = r#"[{"after":500,"method":"lossless","to":{"n_embd":128,"ffn":{"ffn_size":384}},"warmup_steps":20},{"after":800,"method":"lossless","to":{"n_layer":6},"warmup_steps":20}]"#;
         assert_eq!(
             settings("lossless-half", Arch::Rwkv7),
             format!(

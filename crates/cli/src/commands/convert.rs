@@ -1,0 +1,104 @@
+//! `metastate convert`: another format, dtype or architecture, tensor by tensor.
+
+use burn::tensor::DType;
+use rwkv7_core::checkpoint::{Format, Replaced};
+use serde_json::json;
+use zoo::{ModelConfig, Source, for_architecture};
+
+use crate::{
+    Outcome,
+    cli::{self, Arch},
+    output,
+};
+
+use super::report;
+
+/// A checkpoint cannot become a model of this architecture.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{input}: a model of architecture {from} cannot become one of architecture {to}; only rwkv7 -> meta-state"
+)]
+struct NoSuchConversion {
+    input: String,
+    from: &'static str,
+    to: &'static str,
+}
+
+/// A layer for a model that gets no new one.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "--meta-state: {input} stays a model of architecture {architecture} and keeps its layers; only rwkv7 -> meta-state puts in new ones"
+)]
+struct NoNewLayers {
+    input: String,
+    architecture: &'static str,
+}
+
+/// Converts a checkpoint file.
+pub fn run(args: cli::Convert) -> Outcome {
+    let source = Source::find(&args.input)?;
+    let format = match args.format {
+        cli::Format::Blinkdl => Format::Official,
+        cli::Format::Hf => Format::Fla,
+        cli::Format::Burn => Format::Burn,
+    };
+    output::check_model(&source, &args.output, format)?;
+    let checkpoint = source.open()?;
+    let dtype = args.dtype.map(|dtype| match dtype {
+        cli::Dtype::F32 => DType::F32,
+        cli::Dtype::F16 => DType::F16,
+        cli::Dtype::Bf16 => DType::BF16,
+    });
+    let config = ModelConfig::of(&checkpoint)?;
+    let replaced = match (&config, args.arch) {
+        (ModelConfig::Rwkv7(config), Some(Arch::MetaState)) => {
+            let layer = args.meta_state.unwrap_or_default();
+            checkpoint.save_converted(config, layer, &args.output, format, dtype)?
+        }
+        (_, None)
+        | (ModelConfig::Rwkv7(_), Some(Arch::Rwkv7))
+        | (ModelConfig::MetaState(_), Some(Arch::MetaState)) => {
+            if args.meta_state.is_some() {
+                return Err(NoNewLayers {
+                    input: source.to_string(),
+                    architecture: config.architecture(),
+                }
+                .into());
+            }
+            for_architecture!(ModelConfig, &config, config => {
+                checkpoint.save(config, &args.output, format, dtype)?;
+            });
+            Replaced::default()
+        }
+        (ModelConfig::MetaState(_), Some(Arch::Rwkv7)) => {
+            return Err(NoSuchConversion {
+                input: source.to_string(),
+                from: config.architecture(),
+                to: "rwkv7",
+            }
+            .into());
+        }
+    };
+    let tensors = checkpoint.len() - replaced.dropped.len() + replaced.added.len();
+    let object = json!({
+        "input": args.input, "output": args.output, "tensors": tensors,
+        "dropped": replaced.dropped, "added": replaced.added,
+    });
+    report(false, object, || {
+        let mut lines = vec![format!("{tensors} tensors -> {}", args.output.display())];
+        for (what, names) in [
+            ("dropped", &replaced.dropped),
+            ("at initial values", &replaced.added),
+        ] {
+            if !names.is_empty() {
+                lines.push(format!(
+                    "{what}: {} tensors: {}",
+                    names.len(),
+                    names.join(", ")
+                ));
+            }
+        }
+        lines.join("\n")
+    });
+    Ok(())
+}

@@ -1,0 +1,148 @@
+//! Where a command may write: never over the model that it reads, and under a name that says the right format.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use rwkv7_core::checkpoint::Format;
+use serde_json::{Map, Value};
+use zoo::Source;
+
+/// An output that would destroy something, mislead or fail.
+#[derive(Debug, thiserror::Error)]
+pub enum OutputError {
+    /// The output is a file of the model that is read.
+    #[error("the output {} is the model itself, {input}; name another file", output.display())]
+    Model {
+        /// The model.
+        input: String,
+        /// The output.
+        output: PathBuf,
+    },
+    /// A folder where a file is written.
+    #[error("{}: is a folder; name a file", .0.display())]
+    Folder(PathBuf),
+    /// A file in a folder that is not there.
+    #[error("{}: there is no folder {}; make it first", output.display(), folder.display())]
+    NoFolder {
+        /// The output.
+        output: PathBuf,
+        /// Its folder.
+        folder: PathBuf,
+    },
+    /// A model would be written among the files of another one.
+    #[error("{}: the folder holds {holds}; name a new one", output.display())]
+    Taken {
+        /// The output.
+        output: PathBuf,
+        /// What is in it.
+        holds: String,
+    },
+    /// The name says another format than what is written.
+    #[error("{}: the output is {written}; {instead} ({note})", output.display())]
+    Extension {
+        /// The output.
+        output: PathBuf,
+        /// What is written.
+        written: &'static str,
+        /// What to name.
+        instead: &'static str,
+        /// What writes the format that the name says.
+        note: &'static str,
+    },
+}
+
+/// Checks that a model of this format can be written to `output`.
+pub fn check_model(source: &Source, output: &Path, format: Format) -> Result<(), OutputError> {
+    let (own, written, instead) = match format {
+        Format::Official => ("safetensors", "a safetensors file", "name it .safetensors"),
+        Format::Burn => ("bpk", "a Burn record", "name it .bpk"),
+        Format::Fla => ("", "a folder", "name a folder"),
+    };
+    match format {
+        Format::Official | Format::Burn => check_file(source, output)?,
+        Format::Fla => check_folder(source, output)?,
+    }
+    let extension = output.extension().unwrap_or_default().to_ascii_lowercase();
+    let note = match extension.to_str() {
+        Some("pth" | "pt") => "PyTorch files are never written",
+        Some("bpk") => "`convert --format burn` writes Burn records",
+        Some("safetensors") => "`convert --format blinkdl` writes safetensors files",
+        _ => return Ok(()),
+    };
+    if extension == own {
+        return Ok(());
+    }
+    Err(OutputError::Extension {
+        output: output.to_path_buf(),
+        written,
+        instead,
+        note,
+    })
+}
+
+/// Checks that a file can be written to `output`.
+pub fn check_file(source: &Source, output: &Path) -> Result<(), OutputError> {
+    if let Ok(real) = output.canonicalize()
+        && files(source).contains(&real)
+    {
+        return Err(OutputError::Model {
+            input: source.to_string(),
+            output: output.to_path_buf(),
+        });
+    }
+    if output.is_dir() {
+        return Err(OutputError::Folder(output.to_path_buf()));
+    }
+    match output.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() && !folder.is_dir() => {
+            Err(OutputError::NoFolder {
+                output: output.to_path_buf(),
+                folder: folder.to_path_buf(),
+            })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Checks that the files of a model can be written into the folder `output`.
+fn check_folder(source: &Source, output: &Path) -> Result<(), OutputError> {
+    let taken = |holds: String| {
+        Err(OutputError::Taken {
+            output: output.to_path_buf(),
+            holds,
+        })
+    };
+    if output.join("recipe.json").exists() {
+        return taken("a training run".into());
+    }
+    match output.canonicalize() {
+        Ok(real) if files(source).iter().any(|f| f.parent() == Some(&real)) => {
+            taken(format!("the model itself, {source}"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The files that a model is read from; none for one that is compiled in.
+fn files(source: &Source) -> Vec<PathBuf> {
+    let Source::Path(path) = source else {
+        return Vec::new();
+    };
+    if !path.is_dir() {
+        return path.canonicalize().into_iter().collect();
+    }
+    let index = "model.safetensors.index.json";
+    let shards: Value = fs::read(path.join(index))
+        .ok()
+        .and_then(|text| serde_json::from_slice(&text).ok())
+        .unwrap_or_default();
+    let shards = shards["weight_map"].as_object().into_iter();
+    let shards = shards.flat_map(Map::values).filter_map(Value::as_str);
+    ["model.safetensors", "config.json", index]
+        .into_iter()
+        .chain(shards)
+        .filter_map(|name| path.join(name).canonicalize().ok())
+        .collect()
+}
