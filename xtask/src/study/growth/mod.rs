@@ -20,11 +20,11 @@ use results::{Row, Table};
 use variants::{Arch, SCRATCH, VARIANTS};
 
 const PLACE: Place = Place {
-    page: "growth.md",
+    page: "growth-results.md",
     name: "growth",
 };
 
-/// What is trained, and where the results go: `docs/src/growth.md`.
+/// What is trained, and where the results go: `docs/src/growth-results.md`.
 #[derive(Args)]
 pub struct Growth {
     /// Seeds of every variant.

@@ -23,11 +23,11 @@ use variants::{Scale, VARIANTS};
 const RECIPES: [Recipe; 2] = [Recipe::Reverse, Recipe::Shakespeare];
 
 const PLACE: Place = Place {
-    page: "meta-state.md",
+    page: "meta-state-results.md",
     name: "study",
 };
 
-/// What is trained, and where the results go: `docs/src/meta-state.md`.
+/// What is trained, and where the results go: `docs/src/meta-state-results.md`.
 #[derive(Args)]
 pub struct MetaState {
     /// Seeds of every variant.
