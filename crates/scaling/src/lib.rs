@@ -31,7 +31,7 @@
 //! # Ok(()) }
 //! ```
 //!
-//! Source: reference `growth-and-evaluation.md`, part B.
+//! The book's page `docs/src/growth-rules.md` has the rule for every tensor.
 
 mod apply;
 mod error;

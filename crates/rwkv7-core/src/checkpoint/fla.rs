@@ -1,4 +1,4 @@
-//! The `config.json` of flash-linear-attention, reference `rwkv7.md` 2.3.
+//! The `config.json` of flash-linear-attention: `docs/src/checkpoints.md`.
 
 use std::path::Path;
 
