@@ -23,7 +23,7 @@ use std::{
 
 use clap::Args;
 
-use page::Place;
+use page::Section;
 use plot::Plot;
 use runs::{Metastate, Run};
 
@@ -64,23 +64,23 @@ struct Results {
 }
 
 impl Options {
-    /// Does the runs that are missing, and prints the results or writes them into their place.
+    /// Does the runs that are missing, and prints the results or writes them into their section.
     fn run(
         &self,
         runs: Vec<Run>,
-        place: &Place,
+        section: &Section,
         results: impl FnOnce() -> Result<Results, String>,
     ) -> Result<(), String> {
         if self.write_docs {
-            // Whether the results have a place is known before hours of training.
-            place.check(Path::new(DOCS))?;
+            // A page without the markers is an error before hours of training, not after.
+            section.check(Path::new(DOCS))?;
         }
         let failures = if self.skip_runs {
             vec![]
         } else {
             self.train(runs)?
         };
-        let shown = results().and_then(|results| self.show(place, &results));
+        let shown = results().and_then(|results| self.show(section, &results));
         for failure in &failures {
             eprintln!("failed: {failure}");
         }
@@ -116,20 +116,20 @@ impl Options {
     }
 
     #[allow(clippy::print_stdout)]
-    fn show(&self, place: &Place, results: &Results) -> Result<(), String> {
+    fn show(&self, section: &Section, results: &Results) -> Result<(), String> {
         if !self.write_docs {
             println!("{}", results.markdown);
             return Ok(());
         }
         let docs = Path::new(DOCS);
-        let page = place.filled(docs, &results.markdown)?;
+        let page = section.filled(docs, &results.markdown)?;
         let folder = docs.join(plot::FOLDER);
         fs::create_dir_all(&folder).map_err(at(&folder))?;
         for plot in &results.plots {
             let path = folder.join(&plot.file);
             fs::write(&path, plot.svg()?).map_err(at(&path))?;
         }
-        let path = docs.join(place.page);
+        let path = docs.join(section.page);
         fs::write(&path, page).map_err(at(&path))
     }
 }

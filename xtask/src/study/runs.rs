@@ -175,11 +175,11 @@ impl Metastate {
 
 fn build() -> Result<PathBuf, String> {
     let status = Command::new("cargo")
-        .args(["build", "--release", "-p", "metastate"])
+        .args(["build", "--release", "-p", "metastate-cli"])
         .status()
         .map_err(|e| format!("cargo: {e}"))?;
     if !status.success() {
-        return Err(format!("cargo build --release -p metastate: {status}"));
+        return Err(format!("cargo build --release -p metastate-cli: {status}"));
     }
     Ok("target/release/metastate".into())
 }

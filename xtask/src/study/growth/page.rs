@@ -6,7 +6,7 @@ use super::{
     super::page::{missing, table, thousands, with_deviation},
     plot,
     results::{Row, Table},
-    variants::{LADDER, VARIANTS},
+    variants::STUDY,
 };
 
 /// All tables.
@@ -19,7 +19,7 @@ pub fn markdown(tables: &[Table]) -> String {
     );
     page += &table(
         &["model", "layers", "width", "feed-forward of RWKV-7"],
-        LADDER.iter().map(|size| {
+        STUDY.sizes.iter().map(|size| {
             let numbers = [size.layers, size.width, size.ffn_size].map(|n| n.to_string());
             [vec![size.name.to_string()], numbers.into()].concat()
         }),
@@ -27,7 +27,8 @@ pub fn markdown(tables: &[Table]) -> String {
     page += "\n";
     page += &table(
         &["variant", ""],
-        VARIANTS
+        STUDY
+            .variants
             .iter()
             .map(|variant| vec![variant.name.into(), variant.description.into()]),
     );
@@ -39,7 +40,7 @@ pub fn markdown(tables: &[Table]) -> String {
 
 fn section(results: &Table) -> String {
     let arch = results.arch.name();
-    let growths = LADDER.windows(2);
+    let growths = STUDY.sizes.windows(2);
     let growths: Vec<String> = growths
         .map(|pair| format!("{} to {}", pair[0].name, pair[1].name))
         .collect();
@@ -76,7 +77,7 @@ fn cells(results: &Table, row: &Row) -> Vec<String> {
         percent(results, row, row.cost.steps()),
         with_deviation(row.loss.0, row.loss.1, 4),
     ];
-    cells.extend((1..LADDER.len()).map(|growth| {
+    cells.extend((1..STUDY.sizes.len()).map(|growth| {
         let losses = row.growths.get(growth - 1);
         losses.map_or(String::new(), |[before, after]| {
             format!("{before:.4} → {after:.4}")
@@ -88,7 +89,7 @@ fn cells(results: &Table, row: &Row) -> Vec<String> {
 /// What it takes to be as good as scratch.
 fn reached(results: &Table) -> String {
     let target = results.scratch().last_loss();
-    let [.., last] = &LADDER;
+    let last = STUDY.last_size();
     let tokens = format!("tokens of {}", last.name);
     let compute = format!("compute of {}, %", last.name);
     let rows = results.rows.iter().map(|row| {

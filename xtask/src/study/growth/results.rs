@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, ops::Range, path::Path};
 
 use super::{
     super::results::{Json, finished, mean_and_deviation, mean_by_step, validations},
-    variants::{Arch, SCRATCH, VARIANTS, Variant},
+    variants::{Arch, SCRATCH, STUDY, Variant},
 };
 
 /// The results of an architecture.
@@ -57,7 +57,7 @@ impl Table {
     /// Reads the finished runs; none where scratch has none, as nothing could be measured by it.
     pub fn read(out: &Path, arch: Arch) -> Result<Option<Self>, String> {
         let (mut rows, mut missing) = (vec![], vec![]);
-        for variant in VARIANTS {
+        for variant in &STUDY.variants {
             match Row::read(&out.join(variant.folder(arch)), variant)? {
                 Some(row) => rows.push(row),
                 None if variant.name == SCRATCH => return Ok(None),
@@ -233,7 +233,7 @@ mod tests {
     #[test]
     fn a_loss_is_reached_at_the_first_step_that_is_not_above_it() {
         let row = Row {
-            variant: &VARIANTS[0],
+            variant: &STUDY.variants[0],
             seeds: 1,
             cost: Cost {
                 stages: vec![],

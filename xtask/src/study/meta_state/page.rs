@@ -23,7 +23,7 @@ pub fn markdown(tables: &[Table]) -> String {
     page += &table(
         &["variant", "", "`--set`"],
         VARIANTS.iter().map(|variant| {
-            let settings = list(variant.settings);
+            let settings = list(&variant.settings);
             vec![variant.name.into(), variant.description.into(), settings]
         }),
     );
@@ -144,7 +144,7 @@ fn of_layers(row: &Row, name: &str) -> String {
     means.collect::<Vec<_>>().join(", ")
 }
 
-fn list(settings: &[&str]) -> String {
+fn list(settings: &[String]) -> String {
     let quoted: Vec<String> = settings.iter().map(|s| format!("`{s}`")).collect();
     quoted.join(" ")
 }

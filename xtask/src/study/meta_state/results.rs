@@ -90,7 +90,7 @@ impl Table {
     /// Reads the finished runs.
     pub fn read(out: &Path, recipe: Recipe, scale: Scale) -> Result<Self, String> {
         let (mut rows, mut missing) = (vec![], vec![]);
-        for variant in VARIANTS {
+        for variant in VARIANTS.iter() {
             let Some(folder) = variant.folder(recipe, scale) else {
                 continue;
             };
