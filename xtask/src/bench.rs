@@ -5,7 +5,7 @@ use std::{path::PathBuf, process::Command};
 use clap::{Args, ValueEnum};
 use serde_json::Value;
 
-/// What is measured.
+/// The options of the benchmark.
 #[derive(Args)]
 pub struct Bench {
     /// A device as `metastate --device` takes it; its cargo feature is switched on.
@@ -45,7 +45,7 @@ pub struct Bench {
 /// Ours, as the benchmark of a step calls them; ratios are to the first one.
 const ARCHITECTURES: [&str; 3] = ["rwkv7", "meta-state", "meta-state-paper"];
 
-/// What to compare with.
+/// A program to compare with.
 #[derive(Clone, Copy, ValueEnum)]
 enum Other {
     /// `xtask/bench/rwkv7_step.py`, eager and with torch.compile, f32 and bf16 autocast.

@@ -2,8 +2,8 @@
 //!
 //! | in the output folder | |
 //! |---|---|
-//! | `{run}/` | what `metastate train` leaves; a run's last part is its seed |
-//! | `{run}.log` | what it printed |
+//! | `{run}/` | the files of `metastate train`. The last part of a run's name is the seed |
+//! | `{run}.log` | the output of `metastate train` |
 //!
 //! A run that has a `report.json` is not done again, so a stopped study goes on where it was.
 
@@ -33,7 +33,7 @@ pub use meta_state::MetaState;
 /// Where the documentation is, seen from the repository's root.
 const DOCS: &str = "docs/src";
 
-/// What all studies are given.
+/// Options of every study.
 #[derive(Args)]
 struct Options {
     /// The text of `shakespeare-char`.
@@ -57,7 +57,7 @@ struct Options {
     binary: Option<PathBuf>,
 }
 
-/// What a study shows.
+/// The results of a study.
 struct Results {
     markdown: String,
     plots: Vec<Plot>,
@@ -96,7 +96,7 @@ impl Options {
         }
     }
 
-    /// Does the runs that are selected; what failed.
+    /// Does the selected runs, and returns the failures.
     fn train(&self, mut runs: Vec<Run>) -> Result<Vec<String>, String> {
         let only = self.only.as_deref().unwrap_or_default();
         runs.retain(|run| run.name.contains(only));

@@ -85,7 +85,7 @@ impl Section {
         Ok(format!("{before}\n{}\n{after}", results.trim()))
     }
 
-    /// The page up to the first marker and with it, what is between the markers, and the rest.
+    /// The page up to the end of the first marker, the text between the markers, and the rest.
     fn around<'a>(&self, page: &'a str) -> Result<[&'a str; 3], String> {
         let [begin, end] = ["begin", "end"].map(|part| format!("<!-- {}:{part} -->", self.name));
         let count = |marker: &str| page.matches(marker).count();
@@ -106,7 +106,7 @@ impl Section {
     }
 }
 
-/// The sections and first cells of what tables have.
+/// The section and the first cell of every line of a table.
 fn lines_of_tables(page: &str) -> BTreeSet<(&str, &str)> {
     let mut section = "";
     let mut lines = BTreeSet::new();

@@ -24,7 +24,7 @@ const SECTION: Section = Section {
     name: "growth",
 };
 
-/// What is trained, and where the results go: `docs/src/growth-results.md`.
+/// The runs of the study. The results go to `docs/src/growth-results.md`.
 #[derive(Args)]
 pub struct Growth {
     /// Seeds of every variant.
@@ -37,7 +37,7 @@ pub struct Growth {
 }
 
 impl Growth {
-    /// Runs what is missing and prints or writes the results.
+    /// Does the missing runs, then prints or writes the results.
     pub fn run(&self) -> Result<(), String> {
         let runs = plan(&self.out, self.seeds);
         self.options.run(runs, &SECTION, || read(&self.out))

@@ -1,4 +1,4 @@
-//! What the finished runs say, and what they cost.
+//! The results of the finished runs, and their cost.
 
 use std::{collections::BTreeMap, ops::Range, path::Path};
 
@@ -16,7 +16,7 @@ pub struct Table {
     pub missing: Vec<&'static str>,
 }
 
-/// What a variant's finished runs came to.
+/// The results of a variant's finished runs.
 pub struct Row {
     pub variant: &'static Variant,
     pub seeds: usize,
@@ -30,14 +30,14 @@ pub struct Row {
     pub losses: BTreeMap<u64, f64>,
 }
 
-/// What a run came to, as in [`Row`].
+/// The results of a run, as in [`Row`].
 struct Finished {
     loss: f64,
     growths: Vec<[f64; 2]>,
     losses: BTreeMap<u64, f64>,
 }
 
-/// What training costs, step by step.
+/// The cost of training, step by step.
 #[derive(Debug, PartialEq)]
 pub struct Cost {
     /// One for each model, in order.

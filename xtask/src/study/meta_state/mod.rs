@@ -27,7 +27,7 @@ const SECTION: Section = Section {
     name: "study",
 };
 
-/// What is trained, and where the results go: `docs/src/meta-state-results.md`.
+/// The runs of the study. The results go to `docs/src/meta-state-results.md`.
 #[derive(Args)]
 pub struct MetaState {
     /// Seeds of every variant.
@@ -40,7 +40,7 @@ pub struct MetaState {
 }
 
 impl MetaState {
-    /// Runs what is missing and prints or writes the results.
+    /// Does the missing runs, then prints or writes the results.
     pub fn run(&self) -> Result<(), String> {
         let runs = plan(&self.out, self.seeds);
         self.options.run(runs, &SECTION, || read(&self.out))

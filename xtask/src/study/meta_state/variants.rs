@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use super::super::runs::Recipe;
 
-/// What the models of a table have in common.
+/// The property that all models of a table share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scale {
     SameSize,
