@@ -163,7 +163,7 @@ fn rank(x: f64) -> usize {
     ((x / 32.0).round_ties_even() as usize * 32).max(32)
 }
 
-/// (name, L, C, decay/in-context rank, value rank, gate rank, V) of the published models: `docs/src/rwkv7.md`.
+/// (name, L, C, decay/in-context rank, value rank, gate rank, V) of the published models, reference `rwkv7.md` 2.2.
 const PRESETS: &[(&str, usize, usize, usize, usize, usize, usize)] = &[
     ("pile-168m", 12, 768, 64, 32, 128, 50304),
     ("pile-421m", 24, 1024, 64, 64, 128, 50304),

@@ -375,7 +375,7 @@ mod tests {
         }
     }
 
-    /// Computed in numpy from the official formulas: `docs/src/rwkv7.md`, "Initial values".
+    /// Reference `rwkv7.md` 3.1, computed from the official formulas in numpy.
     #[test]
     fn golden_values() {
         let model = config().init(&Device::default(), 0);

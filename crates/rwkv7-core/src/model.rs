@@ -39,7 +39,7 @@ pub struct Rwkv7<M: ChannelMixer> {
 }
 
 impl<S: ChannelMixerConfig> Rwkv7Config<S> {
-    /// A model with RWKV-7's initial values (`docs/src/rwkv7.md`), the same for the same seed on every device.
+    /// A model with RWKV-7's initial values (reference `rwkv7.md` 3.1), the same for the same seed on every device.
     ///
     /// Parameters are made when they are first used: a model that is loaded from a checkpoint right away never pays for
     /// its initial values.

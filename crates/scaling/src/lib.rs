@@ -31,7 +31,7 @@
 //! # Ok(()) }
 //! ```
 //!
-//! The book's page `docs/src/growth-rules.md` has the rule for every tensor.
+//! Source: reference `growth-and-evaluation.md`, part B.
 
 mod apply;
 mod error;

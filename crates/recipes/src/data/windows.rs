@@ -199,7 +199,7 @@ mod tests {
     use crate::data::tokens::Corpus;
     use rwkv7_core::tokenizer::ByteTokenizer;
 
-    /// The primes of the official MiniPile run, `docs/src/rwkv7.md`, "Order of the windows".
+    /// Reference `rwkv7.md` 3.4: the primes of the official MiniPile run.
     #[test]
     fn magic_primes_of_the_official_runs() {
         for (context, prime) in [

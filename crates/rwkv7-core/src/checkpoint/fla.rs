@@ -1,4 +1,4 @@
-//! The `config.json` of flash-linear-attention: `docs/src/checkpoints.md`.
+//! The `config.json` of flash-linear-attention, reference `rwkv7.md` 2.3.
 
 use std::path::Path;
 

@@ -240,7 +240,7 @@ fn assert_close(found: &Results, expected: &Results, limits: (f64, f64), what: &
 
 const LIMITS: (f64, f64) = (1e-5, 1e-4);
 
-/// Computed in numpy from the equations of `docs/src/ops.md`.
+/// Reference `rwkv7.md` 4.6, computed in numpy.
 #[test]
 fn golden_values() {
     let w: [f64; 6] = [

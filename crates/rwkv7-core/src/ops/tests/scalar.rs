@@ -1,5 +1,5 @@
-//! The operator, the read of its states and all gradients as loops over scalars in f64, one head at a time. The equations
-//! are those of `docs/src/ops.md`.
+//! The operator, the read of its states and all gradients as loops over scalars in f64: reference `rwkv7.md` 4.1 and 4.2
+//! and `growth-and-evaluation.md` D, one head at a time.
 
 use super::{Case, NAMES, Results, Side};
 
