@@ -38,7 +38,7 @@ mod tests;
 use std::sync::OnceLock;
 
 use burn::{
-    backend::{Dispatch, DispatchDevice},
+    backend::Dispatch,
     optim::AdaptiveMomentumState,
     tensor::{DType, Device, Int, Tensor},
 };
@@ -112,7 +112,7 @@ fn is_on_cpu<const D: usize>(x: &Tensor<D>) -> bool {
 fn is_cpu(device: &Device) -> bool {
     match device.clone().inner().as_dispatch() {
         #[cfg(feature = "flex")]
-        DispatchDevice::Flex(_) => true,
+        burn::backend::DispatchDevice::Flex(_) => true,
         #[allow(unreachable_patterns)]
         _ => false,
     }

@@ -27,7 +27,9 @@ use burn::{
 /// Where the output nodes of one call leave gradients for its root node: what a node leaves is a number, which says what the
 /// node is, and tensors.
 #[derive(Clone, Debug, Default)]
-pub struct PendingGradients(Arc<Mutex<Vec<(usize, Box<dyn Any + Send>)>>>);
+pub struct PendingGradients(Arc<Mutex<Vec<Left>>>);
+
+type Left = (usize, Box<dyn Any + Send>);
 
 impl PendingGradients {
     /// Leaves tensors under a number, to be followed by a visit of the root node.

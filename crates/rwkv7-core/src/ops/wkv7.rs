@@ -1,7 +1,9 @@
 //! The WKV-7 recurrence, the one of the project, and the reads of its states, for queries that are known only after y.
 
+#[cfg(any(feature = "flex", feature = "gpu"))]
+use burn::backend::DispatchDevice;
 use burn::{
-    backend::{Dispatch, DispatchDevice},
+    backend::Dispatch,
     tensor::{DType, Device, Tensor},
 };
 use serde::{Deserialize, Serialize};

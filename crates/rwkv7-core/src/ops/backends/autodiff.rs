@@ -20,23 +20,37 @@ use burn::{
 use super::*;
 use crate::ops::multi_output::PendingGradients;
 
-/// An operation of `I` inputs and `O` outputs, and its backward pass, which is given the tensors that the operation keeps.
-struct Pass<B: Backend, S, const I: usize, const O: usize> {
-    kept: Kept,
-    forward: fn([FloatTensor<B>; I], S) -> [FloatTensor<B>; O],
-    backward: BackwardPass<B, S, I, O>,
-}
+/// Inputs and settings to outputs.
+type ForwardPass<B, S, const I: usize, const O: usize> =
+    fn([FloatTensor<B>; I], S) -> [FloatTensor<B>; O];
 
 /// Kept tensors, gradients of the outputs and settings to gradients of the inputs.
 type BackwardPass<B, S, const I: usize, const O: usize> =
     fn([FloatTensor<B>; I], [FloatTensor<B>; O], S) -> [FloatTensor<B>; I];
 
-/// Runs an operation, and records its backward pass where an input is tracked. `settings` are what the operation is given
-/// besides tensors that have gradients.
+/// Runs an operation of `I` inputs and `O` outputs, and records its backward pass where an input is tracked. `settings` are
+/// what the operation is given besides tensors that have gradients.
 fn record<B, C, S, const I: usize, const O: usize>(
     inputs: [FloatTensor<Autodiff<B, C>>; I],
     settings: S,
-    pass: Pass<B, S, I, O>,
+    forward: ForwardPass<B, S, I, O>,
+    backward: BackwardPass<B, S, I, O>,
+) -> [FloatTensor<Autodiff<B, C>>; O]
+where
+    B: Backend,
+    C: CheckpointStrategy,
+    S: Clone + Debug + Send + 'static,
+{
+    record_with::<B, C, S, I, O>(inputs, settings, Kept::Inputs, forward, backward)
+}
+
+/// [`record`], with a choice of the tensors that the backward pass is given.
+fn record_with<B, C, S, const I: usize, const O: usize>(
+    inputs: [FloatTensor<Autodiff<B, C>>; I],
+    settings: S,
+    kept: Kept,
+    forward: ForwardPass<B, S, I, O>,
+    backward: BackwardPass<B, S, I, O>,
 ) -> [FloatTensor<Autodiff<B, C>>; O]
 where
     B: Backend,
@@ -50,12 +64,10 @@ where
         .compute_bound()
         .stateful()
     {
-        OpsKind::UnTracked(_) => {
-            (pass.forward)(inputs, settings).map(<FloatTensor<Autodiff<B, C>>>::new)
-        }
+        OpsKind::UnTracked(_) => forward(inputs, settings).map(<FloatTensor<Autodiff<B, C>>>::new),
         OpsKind::Tracked(prep) => {
-            let outputs = (pass.forward)(inputs.clone(), settings.clone());
-            let kept = array::from_fn(|i| match pass.kept {
+            let outputs = forward(inputs.clone(), settings.clone());
+            let kept = array::from_fn(|i| match kept {
                 Kept::Inputs => inputs[i].clone(),
                 Kept::Outputs => outputs[i].clone(),
             });
@@ -63,7 +75,7 @@ where
             let state = Recorded {
                 kept,
                 settings,
-                backward: pass.backward,
+                backward,
                 outputs: outputs.each_ref().map(|y| (y.shape(), y.dtype().into())),
                 pending: pending.clone(),
             };
@@ -139,13 +151,8 @@ impl<B: TokenShiftOps, C: CheckpointStrategy> TokenShiftOps for Autodiff<B, C> {
         let [output] = record::<B, C, _, _, _>(
             inputs.into_array(),
             (),
-            Pass {
-                kept: Kept::Inputs,
-                forward: |x, ()| [B::token_shift(TokenShiftTensors::from_array(x))],
-                backward: |x, [d], ()| {
-                    B::token_shift_backward(TokenShiftTensors::from_array(x), d).into_array()
-                },
-            },
+            |x, ()| [B::token_shift(TokenShiftTensors::from_array(x))],
+            |x, [d], ()| B::token_shift_backward(TokenShiftTensors::from_array(x), d).into_array(),
         );
         output
     }
@@ -161,18 +168,13 @@ impl<B: TokenShiftOps, C: CheckpointStrategy> TokenShiftOps for Autodiff<B, C> {
         SixTensors::from_array(record::<B, C, _, _, _>(
             inputs.into_array(),
             (),
-            Pass {
-                kept: Kept::Inputs,
-                forward: |x, ()| {
-                    B::six_token_shifts(SixTokenShiftTensors::from_array(x)).into_array()
-                },
-                backward: |x, d, ()| {
-                    B::six_token_shifts_backward(
-                        SixTokenShiftTensors::from_array(x),
-                        SixTensors::from_array(d),
-                    )
-                    .into_array()
-                },
+            |x, ()| B::six_token_shifts(SixTokenShiftTensors::from_array(x)).into_array(),
+            |x, d, ()| {
+                B::six_token_shifts_backward(
+                    SixTokenShiftTensors::from_array(x),
+                    SixTensors::from_array(d),
+                )
+                .into_array()
             },
         ))
     }
@@ -190,19 +192,16 @@ impl<B: KeyPreparationOps, C: CheckpointStrategy> KeyPreparationOps for Autodiff
         KeyTensors::from_array(record::<B, C, _, _, _>(
             inputs.into_array(),
             head_size,
-            Pass {
-                kept: Kept::Inputs,
-                forward: |x, head_size| {
-                    B::key_preparation(KeyPreparationTensors::from_array(x), head_size).into_array()
-                },
-                backward: |x, d, head_size| {
-                    B::key_preparation_backward(
-                        KeyPreparationTensors::from_array(x),
-                        KeyTensors::from_array(d),
-                        head_size,
-                    )
-                    .into_array()
-                },
+            |x, head_size| {
+                B::key_preparation(KeyPreparationTensors::from_array(x), head_size).into_array()
+            },
+            |x, d, head_size| {
+                B::key_preparation_backward(
+                    KeyPreparationTensors::from_array(x),
+                    KeyTensors::from_array(d),
+                    head_size,
+                )
+                .into_array()
             },
         ))
     }
@@ -221,16 +220,13 @@ impl<B: RemovalKeyOps, C: CheckpointStrategy> RemovalKeyOps for Autodiff<B, C> {
         RemovalTensors::from_array(record::<B, C, _, _, _>(
             inputs.into_array(),
             (),
-            Pass {
-                kept: Kept::Inputs,
-                forward: |x, ()| B::removal_key(RemovalKeyTensors::from_array(x)).into_array(),
-                backward: |x, d, ()| {
-                    B::removal_key_backward(
-                        RemovalKeyTensors::from_array(x),
-                        RemovalTensors::from_array(d),
-                    )
-                    .into_array()
-                },
+            |x, ()| B::removal_key(RemovalKeyTensors::from_array(x)).into_array(),
+            |x, d, ()| {
+                B::removal_key_backward(
+                    RemovalKeyTensors::from_array(x),
+                    RemovalTensors::from_array(d),
+                )
+                .into_array()
             },
         ))
     }
@@ -248,12 +244,9 @@ impl<B: ValueResidualOps, C: CheckpointStrategy> ValueResidualOps for Autodiff<B
         let [output] = record::<B, C, _, _, _>(
             inputs.into_array(),
             (),
-            Pass {
-                kept: Kept::Inputs,
-                forward: |x, ()| [B::value_residual(ValueResidualTensors::from_array(x))],
-                backward: |x, [d], ()| {
-                    B::value_residual_backward(ValueResidualTensors::from_array(x), d).into_array()
-                },
+            |x, ()| [B::value_residual(ValueResidualTensors::from_array(x))],
+            |x, [d], ()| {
+                B::value_residual_backward(ValueResidualTensors::from_array(x), d).into_array()
             },
         );
         output
@@ -272,12 +265,9 @@ impl<B: ReadOutOps, C: CheckpointStrategy> ReadOutOps for Autodiff<B, C> {
         let [output] = record::<B, C, _, _, _>(
             inputs.into_array(),
             epsilon,
-            Pass {
-                kept: Kept::Inputs,
-                forward: |x, epsilon| [B::read_out(ReadOutTensors::from_array(x), epsilon)],
-                backward: |x, [d], epsilon| {
-                    B::read_out_backward(ReadOutTensors::from_array(x), d, epsilon).into_array()
-                },
+            |x, epsilon| [B::read_out(ReadOutTensors::from_array(x), epsilon)],
+            |x, [d], epsilon| {
+                B::read_out_backward(ReadOutTensors::from_array(x), d, epsilon).into_array()
             },
         );
         output
@@ -297,17 +287,14 @@ impl<B: LayerNormOps, C: CheckpointStrategy> LayerNormOps for Autodiff<B, C> {
         let [output] = record::<B, C, _, _, _>(
             inputs.into_array(),
             epsilon,
-            Pass {
-                kept: Kept::Inputs,
-                forward: |x, epsilon| {
-                    [<B as LayerNormOps>::layer_norm(
-                        LayerNormTensors::from_array(x),
-                        epsilon,
-                    )]
-                },
-                backward: |x, [d], epsilon| {
-                    B::layer_norm_backward(LayerNormTensors::from_array(x), d, epsilon).into_array()
-                },
+            |x, epsilon| {
+                [<B as LayerNormOps>::layer_norm(
+                    LayerNormTensors::from_array(x),
+                    epsilon,
+                )]
+            },
+            |x, [d], epsilon| {
+                B::layer_norm_backward(LayerNormTensors::from_array(x), d, epsilon).into_array()
             },
         );
         output
@@ -324,14 +311,12 @@ impl<B: LayerNormOps, C: CheckpointStrategy> LayerNormOps for Autodiff<B, C> {
 
 impl<B: ActivationOps, C: CheckpointStrategy> ActivationOps for Autodiff<B, C> {
     fn activation(x: FloatTensor<Self>, activation: Activation) -> FloatTensor<Self> {
-        let [y] = record::<B, C, _, _, _>(
+        let [y] = record_with::<B, C, _, _, _>(
             [x],
             activation,
-            Pass {
-                kept: activation.kept(),
-                forward: |[x], activation| [B::activation(x, activation)],
-                backward: |[kept], [d], activation| [B::activation_backward(kept, d, activation)],
-            },
+            activation.kept(),
+            |[x], activation| [B::activation(x, activation)],
+            |[kept], [d], activation| [B::activation_backward(kept, d, activation)],
         );
         y
     }
@@ -350,11 +335,8 @@ impl<B: CrossEntropyOps, C: CheckpointStrategy> CrossEntropyOps for Autodiff<B, 
         let [losses] = record::<B, C, _, _, _>(
             [logits],
             targets,
-            Pass {
-                kept: Kept::Inputs,
-                forward: |[x], targets| [B::cross_entropy(x, targets)],
-                backward: |[x], [d], targets| [B::cross_entropy_backward(x, d, targets)],
-            },
+            |[x], targets| [B::cross_entropy(x, targets)],
+            |[x], [d], targets| [B::cross_entropy_backward(x, d, targets)],
         );
         losses
     }
@@ -373,13 +355,8 @@ impl<B: MatmulBf16Ops, C: CheckpointStrategy> MatmulBf16Ops for Autodiff<B, C> {
         let [output] = record::<B, C, _, _, _>(
             inputs.into_array(),
             (),
-            Pass {
-                kept: Kept::Inputs,
-                forward: |x, ()| [B::matmul_bf16(MatmulTensors::from_array(x))],
-                backward: |x, [d], ()| {
-                    B::matmul_bf16_backward(MatmulTensors::from_array(x), d).into_array()
-                },
-            },
+            |x, ()| [B::matmul_bf16(MatmulTensors::from_array(x))],
+            |x, [d], ()| B::matmul_bf16_backward(MatmulTensors::from_array(x), d).into_array(),
         );
         output
     }

@@ -167,24 +167,6 @@ fn custom_operation_reads_with_queries_from_y() {
     }
 }
 
-/// Where values and keys differ in size.
-#[test]
-fn values_may_be_longer_or_shorter_than_keys() {
-    for (time, value, key) in [(1, 32, 16), (33, 32, 16), (17, 16, 32), (33, 16, 32)] {
-        for side in SIDES {
-            let (dims, decay) = ([2, time, 2, value, key], Decay::Mixed);
-            let mut case = Case::rectangular(dims, 9, decay, Rate::Random, Keys::Random);
-            if side == Side::Key {
-                // Queries in key space: any of that size.
-                case.values[7] = case.values[2].iter().map(|k| 1.0 - k).collect();
-            }
-            case.side = side;
-            compare_one(&public, &case, "custom");
-            compare_one(&by_chunks(chunked::CHUNK), &case, "chunked");
-        }
-    }
-}
-
 /// Constants get no gradient, and nothing breaks.
 #[test]
 fn custom_operation_with_constants() {

@@ -1,7 +1,7 @@
 //! Products with weight matrices, in f32 and in bf16, on the default device or the one that BURN_DEVICE names.
 //!
 //! ```text
-//! cargo bench -p rwkv7-core --bench products
+//! cargo bench -p rwkv7-core --bench matmul
 //! ```
 
 use burn::tensor::{Device, Distribution, Tensor};
