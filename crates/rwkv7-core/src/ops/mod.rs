@@ -103,8 +103,8 @@ impl Path {
     }
 }
 
-/// Whether an operation with a kernel for the CPU alone is the custom one for this tensor: f32 on the CPU.
-fn is_on_cpu<const D: usize>(x: &Tensor<D>) -> bool {
+/// Whether an operation that has a kernel for the CPU alone runs it on this tensor, which is f32 and on the CPU then.
+fn takes_cpu_kernel<const D: usize>(x: &Tensor<D>) -> bool {
     x.dtype() == DType::F32 && is_cpu(&x.device()) && Path::asked().0.is_none()
 }
 
@@ -120,7 +120,7 @@ fn is_cpu(device: &Device) -> bool {
 
 /// `h + (previous - h) ⊙ μ` for `h [batch, time, C]`, `last [batch, C]` the token before the first, and μ `[1, 1, C]`.
 pub(crate) fn token_shift(h: Tensor<3>, last: Tensor<2>, mu: Tensor<3>) -> Tensor<3> {
-    if !is_on_cpu(&h) || !is_on_cpu(&last) {
+    if !takes_cpu_kernel(&h) || !takes_cpu_kernel(&last) {
         let [output] = reference::token_shift(h, last, [mu]);
         return output;
     }
@@ -137,7 +137,7 @@ pub(crate) fn six_token_shifts(
     last: Tensor<2>,
     mus: [Tensor<3>; 6],
 ) -> [Tensor<3>; 6] {
-    if !is_on_cpu(&h) || !is_on_cpu(&last) {
+    if !takes_cpu_kernel(&h) || !takes_cpu_kernel(&last) {
         return reference::token_shift(h, last, mus);
     }
     let [r, w, k, v, a, g] = mus.map(Tensor::into_dispatch);
@@ -186,7 +186,7 @@ pub(crate) struct Keys {
 
 /// Decay and keys of the recurrence; heads of `head_size` channels.
 pub(crate) fn key_preparation(input: KeyPreparation, head_size: usize) -> Keys {
-    if !is_on_cpu(&input.k) || !is_on_cpu(&input.w) || !is_on_cpu(&input.a) {
+    if !takes_cpu_kernel(&input.k) || !takes_cpu_kernel(&input.w) || !takes_cpu_kernel(&input.a) {
         return reference::key_preparation(input, head_size);
     }
     let inputs = KeyPreparationTensors {
@@ -215,7 +215,7 @@ pub(crate) fn removal_key(
     bias: Tensor<3>,
 ) -> (Tensor<4>, Tensor<4>) {
     let is_whole = z.dims()[2] * z.dims()[3] == rate.dims()[2];
-    if !is_on_cpu(&z) || !is_on_cpu(&rate) || !is_whole {
+    if !takes_cpu_kernel(&z) || !takes_cpu_kernel(&rate) || !is_whole {
         return reference::removal_key(z, rate, bias);
     }
     let key = Dispatch::removal_key(RemovalKeyTensors {
@@ -233,7 +233,7 @@ pub(crate) fn value_residual(
     s: Tensor<3>,
     v0: Tensor<3>,
 ) -> Tensor<3> {
-    if !is_on_cpu(&v) || !is_on_cpu(&s) {
+    if !takes_cpu_kernel(&v) || !takes_cpu_kernel(&s) {
         return reference::value_residual(v, first, s, v0);
     }
     Tensor::from_dispatch(Dispatch::value_residual(ValueResidualTensors {
@@ -270,7 +270,7 @@ pub(crate) struct ReadOut {
 
 /// `(groupnorm(y) + (Σ r ⊙ k ⊙ r_k) v) ⊙ gate`, `[batch, time, C]`; norm and sum are over each head.
 pub(crate) fn read_out(input: ReadOut) -> Tensor<3> {
-    if input.prefix.is_some() || !is_on_cpu(&input.y) || !is_on_cpu(&input.gate) {
+    if input.prefix.is_some() || !takes_cpu_kernel(&input.y) || !takes_cpu_kernel(&input.gate) {
         return reference::read_out(input);
     }
     let inputs = ReadOutTensors {
@@ -293,7 +293,7 @@ pub(crate) fn layer_norm(
     beta: Tensor<1>,
     epsilon: f64,
 ) -> Tensor<3> {
-    if !is_on_cpu(&x) {
+    if !takes_cpu_kernel(&x) {
         return reference::layer_norm(x, gamma, beta, epsilon);
     }
     let inputs = LayerNormTensors {
@@ -320,7 +320,7 @@ pub(crate) fn tanh<const D: usize>(x: Tensor<D>) -> Tensor<D> {
 }
 
 fn activation<const D: usize>(x: Tensor<D>, activation: Activation) -> Tensor<D> {
-    if !is_on_cpu(&x) {
+    if !takes_cpu_kernel(&x) {
         return reference::activation(x, activation);
     }
     Tensor::from_dispatch(Dispatch::activation(x.into_dispatch(), activation))
@@ -328,7 +328,7 @@ fn activation<const D: usize>(x: Tensor<D>, activation: Activation) -> Tensor<D>
 
 /// Softmax cross-entropy in nats of every row, `[rows]`, for `logits [rows, V]` and `targets [rows]`.
 pub(crate) fn cross_entropy(logits: Tensor<2>, targets: Tensor<1, Int>) -> Tensor<1> {
-    if !is_on_cpu(&logits) {
+    if !takes_cpu_kernel(&logits) {
         return reference::cross_entropy(logits, targets);
     }
     let (logits, targets) = (logits.into_dispatch(), targets.into_dispatch());
@@ -337,7 +337,7 @@ pub(crate) fn cross_entropy(logits: Tensor<2>, targets: Tensor<1, Int>) -> Tenso
 
 /// `x w` for `x [rows, in]` and `w [in, out]`, both rounded to bf16; sums are f32.
 pub(crate) fn matmul_bf16(x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
-    if !is_on_cpu(&x) || !is_on_cpu(&weight) || !has_bf16_matmul(&x.device()) {
+    if !takes_cpu_kernel(&x) || !takes_cpu_kernel(&weight) || !has_bf16_matmul(&x.device()) {
         return reference::matmul_bf16(x, weight);
     }
     Tensor::from_dispatch(Dispatch::matmul_bf16(MatmulTensors {
@@ -357,7 +357,7 @@ pub(crate) fn has_bf16_matmul(device: &Device) -> bool {
 
 /// Whether there is an [`adamw`] for these tensors.
 pub(crate) fn has_adamw<const D: usize>(parameter: &Tensor<D>, gradient: &Tensor<D>) -> bool {
-    is_on_cpu(parameter) && is_on_cpu(gradient)
+    takes_cpu_kernel(parameter) && takes_cpu_kernel(gradient)
 }
 
 /// One step of AdamW in one pass over memory, for tensors that [`has_adamw`] says yes to.
@@ -378,7 +378,7 @@ pub(crate) fn adamw<const D: usize>(
 /// Sum of the squares of a tensor's values, `[1]`.
 pub fn sum_of_squares<const D: usize>(x: Tensor<D>) -> Tensor<1> {
     #[cfg(feature = "flex")]
-    if is_on_cpu(&x) && !x.is_autodiff() {
+    if takes_cpu_kernel(&x) && !x.is_autodiff() {
         return backends::flex::sum_of_squares(x);
     }
     x.square().sum()

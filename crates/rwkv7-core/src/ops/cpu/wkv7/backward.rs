@@ -17,12 +17,10 @@ use pulp::{Arch, Simd, WithSimd};
 
 use super::block::{BLOCK, KeyTokens, Keys, Pairs, block_rows, prepare};
 use super::dims::{Dims, Inputs, check_len};
-use super::forward::{add_pair, even};
-use super::gradient::{Products, finish};
+use super::forward::even;
+use super::gradient::{Products, finish, retreat, update_gradient};
 use super::heads::{Output, OutputTokens, Tokens, for_each_head};
-use super::panel::{
-    Layout, column_sums, contract, dots, lanes, panel, panel_mut, project, store_lanes, update,
-};
+use super::panel::{Layout, column_sums, contract, dots};
 use super::replay::advance;
 use super::scratch::{Scratch, take};
 
@@ -361,72 +359,5 @@ impl<const Q: usize, const N: usize> Backward<'_, Q, N> {
             }
         }
         layout.store(d, self.gradients.s0);
-    }
-}
-
-/// `dsa` and `dv` (`[4, value]`) of a block from the gradient `d` of the state after it.
-#[inline(always)]
-fn retreat<S: Simd, const P: usize, const Q: usize>(
-    simd: S,
-    layout: &Layout,
-    pairs: &Pairs<Q>,
-    keys: Keys<'_>,
-    d: &[f32],
-    g: &[f32],
-    dsa: &mut [f32],
-    dv: &mut [f32],
-) {
-    let ([b0, b1, b2, b3], [k0, k1, k2, k3]) = (keys.b_end(), keys.k_end());
-    let values_len = BLOCK * layout.values;
-    for n in 0..layout.values / layout.width {
-        let reads = [b0, b1, b2, b3, k0, k1, k2, k3];
-        let sums = project::<S, P, 8>(simd, panel::<S, P>(layout, d, n), reads);
-        let [u0, u1, u2, u3, v0, v1, v2, v3] = sums;
-        let (mut u, mut v) = ([u0, u1, u2, u3], [v0, v1, v2, v3]);
-        for q in 0..Q {
-            let g = lanes::<S, P, BLOCK>(simd, layout, &g[q * values_len..], n);
-            for i in 0..BLOCK {
-                for t in i..BLOCK {
-                    u[i] = add_pair(simd, u[i], pairs.qb[q][t][i], &g[t]);
-                    v[i] = add_pair(simd, v[i], pairs.qk[q][t][i], &g[t]);
-                }
-            }
-        }
-        for i in (0..BLOCK).rev() {
-            for t in i + 1..BLOCK {
-                u[i] = add_pair(simd, u[i], pairs.ab[t][i], &u[t]);
-                v[i] = add_pair(simd, v[i], pairs.ak[t][i], &u[t]);
-            }
-        }
-        store_lanes::<S, P, BLOCK>(layout, dsa, n, u);
-        store_lanes::<S, P, BLOCK>(layout, dv, n, v);
-    }
-}
-
-/// `D <- D P(4, 0) + Σ_t (dsa_t (P(t-1, 0) a_t)ᵀ + Σ_n g_t (P(t, 0) q_t)ᵀ)`.
-#[inline(always)]
-fn update_gradient<S: Simd, const P: usize, const Q: usize, const N: usize>(
-    simd: S,
-    layout: &Layout,
-    keys: Keys<'_>,
-    dsa: &[f32],
-    g: &[f32],
-    d: &mut [f32],
-) {
-    let values_len = BLOCK * layout.values;
-    let mut c: [&[f32]; N] = [&[]; N];
-    c[..BLOCK].copy_from_slice(&keys.a_start());
-    for q in 0..Q {
-        c[(q + 1) * BLOCK..][..BLOCK].copy_from_slice(&keys.query_start(q));
-    }
-    for n in 0..layout.values / layout.width {
-        let dsa = lanes::<S, P, BLOCK>(simd, layout, dsa, n);
-        let mut u = [[simd.splat_f32s(0.0); P]; N];
-        u[..BLOCK].copy_from_slice(&dsa);
-        for q in 0..Q {
-            let g = lanes::<S, P, BLOCK>(simd, layout, &g[q * values_len..], n);
-            u[(q + 1) * BLOCK..][..BLOCK].copy_from_slice(&g);
-        }
-        update::<S, P, N>(simd, panel_mut::<S, P>(layout, d, n), keys.decay(), &u, c);
     }
 }

@@ -1,9 +1,77 @@
-//! The gradients in key space of one block, from the products with the states at both ends of the block.
+//! The gradients of one block, from the state before the block and the gradient of the state after the block.
 
 use pulp::Simd;
 
-use super::block::{BLOCK, Keys};
-use super::panel::Layout;
+use super::block::{BLOCK, Keys, Pairs};
+use super::forward::add_pair;
+use super::panel::{Layout, lanes, panel, panel_mut, project, store_lanes, update};
+
+/// `dsa` and `dv` (`[4, value]`) of a block from the gradient `d` of the state after it.
+#[inline(always)]
+pub(super) fn retreat<S: Simd, const P: usize, const Q: usize>(
+    simd: S,
+    layout: &Layout,
+    pairs: &Pairs<Q>,
+    keys: Keys<'_>,
+    d: &[f32],
+    g: &[f32],
+    dsa: &mut [f32],
+    dv: &mut [f32],
+) {
+    let ([b0, b1, b2, b3], [k0, k1, k2, k3]) = (keys.b_end(), keys.k_end());
+    let values_len = BLOCK * layout.values;
+    for n in 0..layout.values / layout.width {
+        let reads = [b0, b1, b2, b3, k0, k1, k2, k3];
+        let sums = project::<S, P, 8>(simd, panel::<S, P>(layout, d, n), reads);
+        let [u0, u1, u2, u3, v0, v1, v2, v3] = sums;
+        let (mut u, mut v) = ([u0, u1, u2, u3], [v0, v1, v2, v3]);
+        for q in 0..Q {
+            let g = lanes::<S, P, BLOCK>(simd, layout, &g[q * values_len..], n);
+            for i in 0..BLOCK {
+                for t in i..BLOCK {
+                    u[i] = add_pair(simd, u[i], pairs.qb[q][t][i], &g[t]);
+                    v[i] = add_pair(simd, v[i], pairs.qk[q][t][i], &g[t]);
+                }
+            }
+        }
+        for i in (0..BLOCK).rev() {
+            for t in i + 1..BLOCK {
+                u[i] = add_pair(simd, u[i], pairs.ab[t][i], &u[t]);
+                v[i] = add_pair(simd, v[i], pairs.ak[t][i], &u[t]);
+            }
+        }
+        store_lanes::<S, P, BLOCK>(layout, dsa, n, u);
+        store_lanes::<S, P, BLOCK>(layout, dv, n, v);
+    }
+}
+
+/// `D <- D P(4, 0) + Σ_t (dsa_t (P(t-1, 0) a_t)ᵀ + Σ_n g_t (P(t, 0) q_t)ᵀ)`.
+#[inline(always)]
+pub(super) fn update_gradient<S: Simd, const P: usize, const Q: usize, const N: usize>(
+    simd: S,
+    layout: &Layout,
+    keys: Keys<'_>,
+    dsa: &[f32],
+    g: &[f32],
+    d: &mut [f32],
+) {
+    let values_len = BLOCK * layout.values;
+    let mut c: [&[f32]; N] = [&[]; N];
+    c[..BLOCK].copy_from_slice(&keys.a_start());
+    for q in 0..Q {
+        c[(q + 1) * BLOCK..][..BLOCK].copy_from_slice(&keys.query_start(q));
+    }
+    for n in 0..layout.values / layout.width {
+        let dsa = lanes::<S, P, BLOCK>(simd, layout, dsa, n);
+        let mut u = [[simd.splat_f32s(0.0); P]; N];
+        u[..BLOCK].copy_from_slice(&dsa);
+        for q in 0..Q {
+            let g = lanes::<S, P, BLOCK>(simd, layout, &g[q * values_len..], n);
+            u[(q + 1) * BLOCK..][..BLOCK].copy_from_slice(&g);
+        }
+        update::<S, P, N>(simd, panel_mut::<S, P>(layout, d, n), keys.decay(), &u, c);
+    }
+}
 
 /// What a block's walk over its keys needs besides the block itself.
 pub(super) struct Products<'a, const Q: usize> {
