@@ -66,7 +66,7 @@ impl Bench {
         let feature = self.device.split(':').next().unwrap_or("flex");
         let features = (feature != "flex").then(|| format!("--features={feature}"));
         if !self.skip_operator {
-            for bench in ["operator", "products"] {
+            for bench in ["operator", "matmul"] {
                 let mut command = cargo("rwkv7-core", bench, features.as_deref());
                 if feature != "flex" {
                     command.env("BURN_DEVICE", &self.device);

@@ -15,7 +15,7 @@ use rwkv7_core::{
         ChannelMixer, LayerNorm, Span, TimeMixTrace, check_state, head_norm, last_token,
         token_shift, zero_state,
     },
-    ops::{self, Side, Wkv7Input, narrow, widen, wkv7},
+    ops::{Side, Wkv7Input, narrow, read_states, unit, widen, wkv7},
     state::{StateError, StateTensors, TensorReader, TensorWriter},
 };
 
@@ -129,7 +129,7 @@ impl MetaState {
             _ => x,
         };
         let z = match (self.config.side, &trace.states) {
-            (side, Some(states)) => ops::sse(x, states, side),
+            (side, Some(states)) => read_states(x, states, side),
             (Side::Value, None) => unreachable!("`reads_states` asks for them"),
             // Without gradients that is y with another receptance.
             (Side::Key, None) => {
@@ -338,10 +338,4 @@ fn first_channels_only(x: Tensor<4>, n: usize) -> Tensor<4> {
     let [batch, time, heads, size] = x.dims();
     let zeros = Tensor::zeros([batch, time, heads, size - n], (&x.device(), x.dtype()));
     Tensor::cat(vec![x.narrow(3, 0, n), zeros], 3)
-}
-
-/// `x / max(|x|, 1e-12)` over the last axis; the maximum is taken of the squares, so that a zero has a finite gradient.
-fn unit(x: Tensor<4>) -> Tensor<4> {
-    let length = x.clone().square().sum_dim(3).clamp_min(1e-24).sqrt();
-    x / length
 }

@@ -14,7 +14,7 @@
 //! | symbol | here | shape |
 //! |---|---|---|
 //! | x' | `h`, LN2 of the residual stream | `[batch, time, C]`, split into H heads of N |
-//! | wkv, W_sse | S, read by [`sse`](rwkv7_core::ops::sse); without gradients, along the key side, by [`wkv7`](rwkv7_core::ops::wkv7) with r = x' | `[batch, H, N, N]` a token |
+//! | wkv, W_sse | S, read by [`read_states`](rwkv7_core::ops::read_states); without gradients, along the key side, by [`wkv7`](rwkv7_core::ops::wkv7) with r = x' | `[batch, H, N, N]` a token |
 //! | z | | `[batch, time, H, n]`, n = N unless [`Sse::TopLeft`] |
 //! | ms | [`MetaStateState::ms`] | `[batch, H, n, n]` |
 //! | W_oms | [`MetaState::W_oms`] | `[1 or H, n, C]` |

@@ -9,7 +9,7 @@ use std::fmt;
 
 use burn::tensor::{Device, Distribution, Tensor};
 use divan::{Bencher, counter::ItemsCount};
-use rwkv7_core::ops::{Side, Wkv7Input, chunked, sse, wkv7, wkv7_traced};
+use rwkv7_core::ops::{Side, Wkv7Input, chunked, read_states, wkv7, wkv7_traced};
 
 fn main() {
     divan::main();
@@ -112,7 +112,7 @@ fn read(bencher: Bencher, sizes: Sizes, side: Side) {
     let x = draw(sizes.0, -1.0, 1.0, &device).require_grad();
     time(bencher, sizes, &device, |input, s0| {
         let (y, _, trace) = wkv7_traced(input, s0);
-        divan::black_box((sse(x.clone(), &trace, side).sum() + y.sum()).backward());
+        divan::black_box((read_states(x.clone(), &trace, side).sum() + y.sum()).backward());
     });
 }
 

@@ -17,13 +17,7 @@ pub mod sampling;
 pub mod state;
 pub mod tokenizer;
 
-#[cfg(feature = "flex")]
-mod flex;
-mod fused;
 mod model;
-#[cfg(feature = "flex")]
-mod simd;
-mod taps;
 
 pub use config::Rwkv7Config;
 pub use model::{Rwkv7, Rwkv7Lm};

@@ -15,7 +15,9 @@ use burn::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::fused;
+use crate::ops;
+
+pub use crate::ops::sum_of_squares;
 
 /// Factor on the learning rate of [`decay_bias`].
 pub const DECAY_BIAS_RATE: f64 = 2.0;
@@ -90,9 +92,9 @@ impl Optimizer for AdamW {
         state: Option<AdamWState<D>>,
     ) -> (Tensor<D>, Option<AdamWState<D>>) {
         match state {
-            Some(state) if fused::adamw_takes(&parameter, &gradient) => {
+            Some(state) if ops::has_adamw(&parameter, &gradient) => {
                 let (parameter, state) =
-                    fused::adamw(&self.0, rate, parameter, gradient, state.momentum);
+                    ops::adamw(&self.0, rate, parameter, gradient, state.momentum);
                 (parameter, Some(AdamWState::new(state)))
             }
             state => self.plain().step(rate, parameter, gradient, state),
@@ -102,11 +104,6 @@ impl Optimizer for AdamW {
     fn to_device<const D: usize>(state: AdamWState<D>, device: &Device) -> AdamWState<D> {
         burn::optim::AdamW::to_device(state, device)
     }
-}
-
-/// Sum of the squares of a tensor's values, `[1]`.
-pub fn sum_of_squares<const D: usize>(x: Tensor<D>) -> Tensor<1> {
-    fused::sum_of_squares(x)
 }
 
 /// Parameters with weight decay: embedding and linear layers, which call theirs `weight` (norms say `gamma`), and what a

@@ -3,7 +3,7 @@
 use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
-use crate::fused;
+use crate::ops;
 
 /// Arithmetic of the products with weight matrices, forward and backward.
 ///
@@ -36,7 +36,7 @@ impl MatmulPrecision {
     ///
     /// [`MatmulPrecisionError`] names the device.
     pub fn check(self, device: &Device) -> Result<(), MatmulPrecisionError> {
-        if self == Self::F32 || fused::has_bf16_products(device) {
+        if self == Self::F32 || ops::has_bf16_matmul(device) {
             return Ok(());
         }
         Err(MatmulPrecisionError {
@@ -56,7 +56,7 @@ impl MatmulPrecision {
                 if let Err(error) = self.check(&x.device()) {
                     panic!("{error}");
                 }
-                fused::bf16_product(x, weight)
+                ops::matmul_bf16(x, weight)
             }
         }
     }

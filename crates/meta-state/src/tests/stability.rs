@@ -18,7 +18,7 @@ use rwkv7_core::{
     init::LayerInit,
     layers::{ChannelMixer, Span, TimeMixTrace, head_norm},
     loss,
-    ops::{Wkv7Input, sse, wkv7, wkv7_traced},
+    ops::{Wkv7Input, read_states, wkv7, wkv7_traced},
     optimizer::OptimizerConfig,
 };
 
@@ -167,7 +167,7 @@ fn encoded_and_normal(head: &Head) -> (Tensor<4>, Tensor<4>) {
     let zero = || Tensor::zeros([1, 1, SIZE, SIZE], &Device::default());
     let (_, _, states) = wkv7_traced(head.input.clone(), zero());
     let x = head.x.clone().reshape(head.input.v.shape());
-    let z = relu(sse(x, &states, Side::Value));
+    let z = relu(read_states(x, &states, Side::Value));
     let evolution = Wkv7Input {
         r: z.clone(),
         k: z.clone(),

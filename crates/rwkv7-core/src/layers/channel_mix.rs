@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 use crate::{
     MatmulPrecision,
     config::{ChannelMixerConfig, ConfigError, LayerDims},
-    fused,
     init::LayerInit,
+    ops,
     state::{StateError, StateTensors, TensorReader, TensorWriter},
 };
 
@@ -108,7 +108,7 @@ impl ChannelMixer for ChannelMix {
         check_state("ffn.shift", &state.shift, [batch, width]);
         let shift = last_token(&h, &state.shift, span);
         let x_k = token_shift(h, state.shift, self.x_k.val());
-        let hidden = fused::relu_squared(project(&self.key, x_k, self.precision));
+        let hidden = ops::relu_squared(project(&self.key, x_k, self.precision));
         let out = project(&self.value, hidden, self.precision);
         (out, ChannelMixState { shift })
     }

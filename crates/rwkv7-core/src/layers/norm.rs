@@ -5,7 +5,7 @@ use burn::{
     tensor::Tensor,
 };
 
-use crate::fused;
+use crate::ops;
 
 /// Scale, shift and epsilon of a layer norm, or of the group norm over each head.
 ///
@@ -25,17 +25,17 @@ pub struct LayerNorm {
 pub fn head_norm(x: Tensor<4>, prefix: Option<usize>, epsilon: f64) -> Tensor<4> {
     let [batch, time, heads, size] = x.dims();
     if let Some(prefix) = prefix {
-        return fused::prefix_norm(x, prefix, epsilon);
+        return ops::prefix_norm(x, prefix, epsilon);
     }
     let (shape, like) = (x.shape(), (&x.device(), x.dtype()));
     let x = x.reshape([batch * time, heads, size]);
     let (one, zero) = (Tensor::ones([size], like), Tensor::zeros([size], like));
-    fused::layer_norm(x, one, zero, epsilon).reshape(shape)
+    ops::layer_norm(x, one, zero, epsilon).reshape(shape)
 }
 
 impl LayerNorm {
     /// The layer norm over the last axis of `x [batch, time, C]`, in the dtype of `x`.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        fused::layer_norm(x, self.gamma.val(), self.beta.val(), self.epsilon)
+        ops::layer_norm(x, self.gamma.val(), self.beta.val(), self.epsilon)
     }
 }

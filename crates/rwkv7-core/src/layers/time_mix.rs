@@ -24,8 +24,9 @@ use burn::{
 
 use crate::{
     MatmulPrecision,
-    fused::{self, KeyPreparation, Keys, ReadOut},
-    ops::{Trace, Wkv7Input, with_narrow_keys, wkv7, wkv7_traced},
+    ops::{
+        self, KeyPreparation, Keys, ReadOut, Trace, Wkv7Input, with_narrow_keys, wkv7, wkv7_traced,
+    },
 };
 
 use super::{LayerNorm, Span, check_state, last_token, project, zero_state};
@@ -112,7 +113,7 @@ pub struct TimeMixTrace {
     pub state_before: Tensor<4>,
     /// State after the last token, `[batch, heads, value, key]`.
     pub state_after: Tensor<4>,
-    /// The states in between, for [`sse`](crate::ops::sse); where
+    /// The states in between, for [`read_states`](crate::ops::read_states); where
     /// [`reads_states`](super::ChannelMixer::reads_states) asks for them.
     pub states: Option<Trace>,
     /// The in-context learning rate before its bias and sigmoid, `[batch, time, C]`.
@@ -131,7 +132,7 @@ impl TimeMixTrace {
             true => (rate.detach(), bias.detach()),
             false => (rate, bias),
         };
-        fused::removal_key(z, rate, bias)
+        ops::removal_key(z, rate, bias)
     }
 }
 
@@ -154,36 +155,31 @@ impl TimeMix {
         let mixes = [
             &self.x_r, &self.x_w, &self.x_k, &self.x_v, &self.x_a, &self.x_g,
         ];
-        let mut mixed =
-            fused::token_shift(h, state.shift, mixes.map(|mu| mu.val()).into()).into_iter();
-        let mut next = || match mixed.next() {
-            Some(x) => x,
-            None => unreachable!("one output for each mix"),
-        };
-        let [x_r, x_w, x_k, x_v, x_a, x_g] = std::array::from_fn(|_| next());
+        let mixes = mixes.map(|mu| mu.val());
+        let [x_r, x_w, x_k, x_v, x_a, x_g] = ops::six_token_shifts(h, state.shift, mixes);
 
         let r = project(&self.receptance, x_r, self.precision);
         let k = project(&self.key, x_k, self.precision);
         let v = project(&self.value, x_v.clone(), self.precision);
-        let gate = self.low_rank(x_g, &self.g1, fused::sigmoid, &self.g2);
+        let gate = self.low_rank(x_g, &self.g1, ops::sigmoid, &self.g2);
         let v = match (&self.v0, &self.v1, &self.v2, value_first.as_ref()) {
             (Some(v0), Some(v1), Some(v2), Some(first)) => {
                 let s = self.low_rank(x_v, v1, |x| x, v2);
-                fused::value_residual(v, first.clone(), s, v0.val())
+                ops::value_residual(v, first.clone(), s, v0.val())
             }
             _ => value_first.insert(v).clone(),
         };
         let rate = self.low_rank(x_a, &self.a1, |x| x, &self.a2);
         let keys = KeyPreparation {
             k,
-            w: self.low_rank(x_w, &self.w1, fused::tanh, &self.w2),
+            w: self.low_rank(x_w, &self.w1, ops::tanh, &self.w2),
             a: rate.clone(),
             w0: self.w0.val(),
             a0: self.a0.val(),
             k_k: self.k_k.val(),
             k_a: self.k_a.val(),
         };
-        let Keys { log_w, k, a, b } = fused::key_preparation(keys, head_size);
+        let Keys { log_w, k, a, b } = ops::key_preparation(keys, head_size);
 
         // At padding nothing is removed, added or forgotten.
         let clear = |x: Tensor<4>| {
@@ -210,7 +206,7 @@ impl TimeMix {
             (y, wkv, None)
         };
 
-        let out = fused::read_out(ReadOut {
+        let out = ops::read_out(ReadOut {
             y,
             r: input.r.clone(),
             k: input.k.clone(),

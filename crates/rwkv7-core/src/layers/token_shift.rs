@@ -2,7 +2,7 @@
 
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 
-use crate::fused;
+use crate::ops;
 
 /// How much of each row of a batch is real: all of it, or its first positions, the rest being padding, which must not
 /// change anyone's result.
@@ -66,7 +66,7 @@ impl Span {
 /// `h + (previous - h) ⊙ μ` for `h [batch, time, width]` and μ `[1, 1, width]`, with `last [batch, width]` the token before
 /// the first one.
 pub fn token_shift(h: Tensor<3>, last: Tensor<2>, mu: Tensor<3>) -> Tensor<3> {
-    fused::token_shift(h, last, vec![mu]).remove(0)
+    ops::token_shift(h, last, mu)
 }
 
 /// The last real token of each row of `h [batch, time, width]`, `[batch, width]`; of an empty row `last`, the token before

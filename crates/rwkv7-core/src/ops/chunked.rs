@@ -1,4 +1,4 @@
-//! The operator in plain tensor operations over chunks of tokens (the WY form of products of rank-one updates).
+//! The recurrence in tensor operations over chunks of tokens (the WY form of products of rank-one updates).
 //!
 //! For a chunk with log decays `g`, inclusive sums `G_t`, exclusive sums `E_t = G_t - g_t`, chunk sum `G_n`, and one row
 //! per token:
@@ -31,7 +31,7 @@ pub fn chunk_length(time: usize) -> usize {
     if time <= 64 { CHUNK } else { 64 }
 }
 
-/// What [`wkv7_traced`] leaves for [`sse`]; `[batch, heads, chunks, chunk, size]` unless said otherwise.
+/// What [`wkv7_traced`] leaves for [`read_states`]; `[batch, heads, chunks, chunk, size]` unless said otherwise.
 #[derive(Clone, Debug)]
 pub struct Trace {
     /// Ǩ, relative to mid-chunk.
@@ -62,7 +62,7 @@ impl Trace {
     }
 }
 
-/// The operator over chunks of `chunk` tokens; any sequence length, differentiable by autodiff.
+/// [`wkv7()`](super::wkv7()) over chunks of `chunk` tokens; any sequence length, differentiable by autodiff.
 ///
 /// # Panics
 ///
@@ -78,7 +78,7 @@ pub fn wkv7(input: Wkv7Input, s0: Tensor<4>, chunk: usize) -> (Tensor<4>, Tensor
 /// value side, z_t = x_t S_t:   Z = e^G (X S0 + tril(X Vᵀ) Ǩ + tril(X SAᵀ) B̌)
 /// key side,   z_t = S_t x_t:   Z = X̂ S0ᵀ + tril(X̂ Ǩᵀ) V + tril(X̂ B̌ᵀ) SA,   X̂ = X e^G
 /// ```
-pub fn sse(x: Tensor<4>, trace: &Trace, side: Side) -> Tensor<4> {
+pub fn read_states(x: Tensor<4>, trace: &Trace, side: Side) -> Tensor<4> {
     let chunk = trace.v.dims()[3];
     let future = later_tokens(chunk, 0, &x.device());
     let x = fold(x, chunk);
@@ -138,7 +138,7 @@ fn unfold(x: Tensor<5>, time: usize) -> Tensor<4> {
     }
 }
 
-/// [`wkv7`], and what [`sse`] needs.
+/// [`wkv7`], and what [`read_states`] needs.
 ///
 /// # Panics
 ///

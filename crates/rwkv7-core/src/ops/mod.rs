@@ -1,40 +1,35 @@
-//! The WKV-7 operator, the one recurrence of the project.
+//! The operations that a layer calls, and the one decision which path computes them.
 //!
-//! Per batch row and head, with `S` of shape `[value, key]`, `w = exp(log_w)` and row vectors per token
-//! (RWKV-7, arXiv 2503.14456; official code: `RWKV-v7/train_temp`):
+//! The WKV-7 recurrence and the reads of its states are [`wkv7()`], [`wkv7_traced`] and [`read_states`]; the other operations
+//! are its neighbours in a layer, the loss and the optimizer. A path is one of:
 //!
-//! ```text
-//! sa_t = S_{t-1} a_t
-//! S_t  = S_{t-1} diag(w_t) + sa_t b_tᵀ + v_t k_tᵀ
-//! y_t  = S_t r_t
-//! ```
+//! - [`reference`]: the formula in tensor operations, on any backend, differentiable by autodiff. Every other path is tested
+//!   against it.
+//! - [`chunked`]: the recurrence in matrix products over chunks of tokens, in tensor operations too.
+//! - a custom operation with hand-written gradients: a trait in `backends/mod.rs`, implemented for the CPU (kernels in `cpu/`),
+//!   for GPUs (kernels in `gpu/`) and, with the other two, for autodiff. On the CPU, where Burn fuses nothing, an operation in
+//!   tensor operations reads and writes whole tensors for every addition; a custom operation does so once.
 //!
-//! | name | here | RWKV-7 passes | shape |
-//! |---|---|---|---|
-//! | r | receptance | r | `[batch, time, heads, key]` |
-//! | log_w | log of the decay, ≤ 0 | -e^(-1/2) σ(·) | `[batch, time, heads, key]` |
-//! | k | replacement key | k ⊙ (1 + (a - 1) ⊙ k_a) | `[batch, time, heads, key]` |
-//! | v | value | v | `[batch, time, heads, value]` |
-//! | a | removal direction | -κ̂ | `[batch, time, heads, key]` |
-//! | b | removal weight | κ̂ ⊙ a | `[batch, time, heads, key]` |
-//! | S0 | state before the first token | carried | `[batch, heads, value, key]` |
+//! Custom operations run where the device has them, on f32; the recurrence also on half precision. The environment variable
+//! `RWKV7_OP` set to `chunked` or `reference` (or `oracle`) keeps them from running, to find out whether a driver computes one
+//! wrongly; `packed` makes GPUs compute the recurrence as they do in browsers. `RWKV7_OPERATOR` is the variable's older name.
 //!
-//! Every later read of the states, [`sse`], is of queries `x` that are known only after y: `z_t = S_t x_t`, as y reads, or
-//! the other way round, `z_t = x_t S_t`; see [`Side`].
-//!
-//! Three forms compute it. [`oracle`], token by token, is what the others are tested against. [`chunked`] does the same with
-//! matrix products over chunks of tokens, in plain tensor operations. The third is a custom operation with hand-written
-//! gradients for the CPU and for GPUs. [`wkv7`] takes the custom one for f32 and half precision where there is one, and the
-//! chunked one elsewhere; the environment variable `RWKV7_OP` set to `chunked` or `oracle` overrides that, to find out
-//! whether a driver computes the custom operation wrongly, and `packed` makes GPUs compute it as they do in browsers.
+//! To add an operation: write the formula in `reference.rs`, the kernel in a file of `cpu/`, the tensors and the trait in
+//! `backends/mod.rs`, its implementations in `backends/flex.rs` and `backends/autodiff.rs` (a call of `record`), and a function
+//! here that decides between the two. To give it a GPU kernel: add `Cube` and `Fusion` to the attribute of its trait, with
+//! the metadata of its outputs as [`wkv7()`] has it, implement the trait in `backends/cubecl.rs`, and let the function here take
+//! the custom operation for tensors on GPUs.
 
-mod backend;
+mod backends;
 pub mod chunked;
 #[cfg(feature = "flex")]
 mod cpu;
+mod dtype;
 #[cfg(feature = "gpu")]
 mod gpu;
-pub mod oracle;
+mod multi_output;
+pub mod reference;
+mod wkv7;
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
@@ -42,328 +37,349 @@ mod tests;
 
 use std::sync::OnceLock;
 
-use burn::tensor::{DType, Device, FloatDType, Tensor};
-use serde::{Deserialize, Serialize};
+use burn::{
+    backend::Dispatch,
+    optim::AdaptiveMomentumState,
+    tensor::{DType, Device, Int, Tensor},
+};
 
-/// Inputs of the operator, shapes as in the [module documentation](self).
-#[derive(Clone, Debug)]
-pub struct Wkv7Input {
-    /// Receptance, `[batch, time, heads, key]`.
-    pub r: Tensor<4>,
-    /// Log decay, `[batch, time, heads, key]`.
-    pub log_w: Tensor<4>,
-    /// Replacement key, `[batch, time, heads, key]`.
-    pub k: Tensor<4>,
-    /// Value, `[batch, time, heads, value]`.
-    pub v: Tensor<4>,
-    /// Removal direction -κ̂, `[batch, time, heads, key]`.
-    pub a: Tensor<4>,
-    /// Removal weight κ̂ ⊙ a, `[batch, time, heads, key]`.
-    pub b: Tensor<4>,
-}
+use crate::optimizer::OptimizerConfig;
+use backends::{
+    Activation, ActivationOps, CrossEntropyOps, KeyPreparationOps, KeyPreparationTensors,
+    LayerNormOps, LayerNormTensors, MatmulBf16Ops, MatmulTensors, ReadOutOps, ReadOutTensors,
+    RemovalKeyOps, RemovalKeyTensors, SixTokenShiftTensors, TokenShiftOps, TokenShiftTensors,
+    ValueResidualOps, ValueResidualTensors,
+};
 
-impl Wkv7Input {
-    /// Every tensor with its name.
-    pub fn named(&self) -> [(&'static str, &Tensor<4>); 6] {
-        [
-            ("r", &self.r),
-            ("log_w", &self.log_w),
-            ("k", &self.k),
-            ("v", &self.v),
-            ("a", &self.a),
-            ("b", &self.b),
-        ]
-    }
+pub use dtype::{narrow, widen};
+pub(crate) use reference::prefix_norm;
+pub use reference::unit;
+pub(crate) use wkv7::with_narrow_keys;
+pub use wkv7::{Side, Trace, Wkv7Input, read_states, wkv7, wkv7_traced};
 
-    /// The same with every tensor changed by `f`.
-    pub fn map(self, f: impl Fn(Tensor<4>) -> Tensor<4>) -> Self {
-        Self {
-            r: f(self.r),
-            log_w: f(self.log_w),
-            k: f(self.k),
-            v: f(self.v),
-            a: f(self.a),
-            b: f(self.b),
-        }
-    }
-}
-
-/// Along which axis of the state a query is read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Side {
-    /// `z = x S`: x lies in value space, z in key space, where decay and removal key act as well. Eq. 1 of Meta-State as it
-    /// is written.
-    Value,
-    /// `z = S x`: x lies in key space, as the receptance does, and z in value space.
-    Key,
-}
-
-/// What [`wkv7_traced`] leaves for reads of the states it went through.
-#[derive(Clone, Debug)]
-pub struct Trace(Form);
-
-#[derive(Clone, Debug)]
-enum Form {
-    Custom(Box<backend::Trace>),
-    Chunked(Box<chunked::Trace>),
-    Oracle(Box<Tensor<5>>),
-}
-
-/// Which form computes the operator.
+/// What computes an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Choice {
+enum Path {
     Custom,
     Chunked,
-    Oracle,
+    Reference,
 }
 
-impl Choice {
-    fn of(input: &Wkv7Input) -> Self {
-        if let Some(asked) = Self::asked() {
-            return asked;
-        }
-        let time = input.r.dims()[1];
-        if input.r.dtype() != DType::F64 && backend::supports(input) {
+impl Path {
+    /// The path that the environment asks for, and whether GPU kernels shall take as few storage buffers as in browsers.
+    fn asked() -> (Option<Self>, bool) {
+        static ASKED: OnceLock<(Option<Path>, bool)> = OnceLock::new();
+        *ASKED.get_or_init(|| {
+            let names = ["RWKV7_OP", "RWKV7_OPERATOR"];
+            let Some((name, asked)) = names
+                .iter()
+                .find_map(|name| Some((name, std::env::var(name).ok()?)))
+            else {
+                return (None, false);
+            };
+            match asked.as_str() {
+                "chunked" => (Some(Self::Chunked), false),
+                "reference" | "oracle" => (Some(Self::Reference), false),
+                "custom" => (None, false),
+                "packed" => (None, true),
+                _ => panic!(
+                    "{name} is `{asked}`, expected custom, packed, chunked or reference (or oracle)"
+                ),
+            }
+        })
+    }
+
+    /// The path of the recurrence.
+    fn of_wkv7(input: &Wkv7Input) -> Self {
+        if let (Some(asked), _) = Self::asked() {
+            asked
+        } else if input.r.dtype() != DType::F64 && wkv7::is_custom(input) {
             Self::Custom
-        } else if time == 1 {
-            Self::Oracle
+        } else if input.r.dims()[1] == 1 {
+            Self::Reference
         } else {
             Self::Chunked
         }
     }
+}
 
-    /// What the environment variable says.
-    fn asked() -> Option<Self> {
-        static ASKED: OnceLock<Option<Choice>> = OnceLock::new();
-        *ASKED.get_or_init(|| match std::env::var("RWKV7_OP").as_deref() {
-            Ok("chunked") => Some(Self::Chunked),
-            Ok("oracle") => Some(Self::Oracle),
-            Ok("custom" | "packed") | Err(_) => None,
-            Ok(other) => {
-                panic!("RWKV7_OP is `{other}`, expected custom, packed, chunked or oracle")
-            }
-        })
+/// Whether an operation that has a kernel for the CPU alone runs it on this tensor, which is f32 and on the CPU then.
+fn takes_cpu_kernel<const D: usize>(x: &Tensor<D>) -> bool {
+    x.dtype() == DType::F32 && is_cpu(&x.device()) && Path::asked().0.is_none()
+}
+
+/// Whether the device is the CPU backend that has custom operations.
+fn is_cpu(device: &Device) -> bool {
+    match device.clone().inner().as_dispatch() {
+        #[cfg(feature = "flex")]
+        burn::backend::DispatchDevice::Flex(_) => true,
+        #[allow(unreachable_patterns)]
+        _ => false,
     }
 }
 
-/// Whether the environment variable asks for GPU kernels with few storage buffers, as browsers need them.
-#[cfg(feature = "gpu")]
-fn packed_is_asked() -> bool {
-    static ASKED: OnceLock<bool> = OnceLock::new();
-    *ASKED.get_or_init(|| std::env::var("RWKV7_OP").is_ok_and(|asked| asked == "packed"))
+/// `h + (previous - h) ⊙ μ` for `h [batch, time, C]`, `last [batch, C]` the token before the first, and μ `[1, 1, C]`.
+pub(crate) fn token_shift(h: Tensor<3>, last: Tensor<2>, mu: Tensor<3>) -> Tensor<3> {
+    if !takes_cpu_kernel(&h) || !takes_cpu_kernel(&last) {
+        let [output] = reference::token_shift(h, last, [mu]);
+        return output;
+    }
+    Tensor::from_dispatch(Dispatch::token_shift(TokenShiftTensors {
+        h: h.into_dispatch(),
+        last: last.into_dispatch(),
+        mu: mu.into_dispatch(),
+    }))
 }
 
-/// Whether nobody asked for plain tensor operations.
-#[cfg(feature = "flex")]
-pub(crate) fn custom_is_allowed() -> bool {
-    Choice::asked().is_none()
+/// [`token_shift`] with the six mixes of time mixing, in one pass.
+pub(crate) fn six_token_shifts(
+    h: Tensor<3>,
+    last: Tensor<2>,
+    mus: [Tensor<3>; 6],
+) -> [Tensor<3>; 6] {
+    if !takes_cpu_kernel(&h) || !takes_cpu_kernel(&last) {
+        return reference::token_shift(h, last, mus);
+    }
+    let [r, w, k, v, a, g] = mus.map(Tensor::into_dispatch);
+    let outputs = Dispatch::six_token_shifts(SixTokenShiftTensors {
+        h: h.into_dispatch(),
+        last: last.into_dispatch(),
+        r,
+        w,
+        k,
+        v,
+        a,
+        g,
+    });
+    outputs.into_array().map(Tensor::from_dispatch)
 }
 
-/// Runs the WKV-7 recurrence: returns `y [batch, time, heads, value]` and the state after the last token
-/// `[batch, heads, value, key]`.
-///
-/// The state and all sums are f32 (f64 for f64 inputs); `y` comes back in the dtype of `v`. Half-precision inputs are
-/// widened; where all but `log_w` share a type that a GPU computes with, within the kernels. The decay is passed as its
-/// logarithm because a decay near 1 does not survive in half precision. Gradients flow into all seven inputs, from y and
-/// from the state.
-///
-/// # Panics
-///
-/// If shapes, dtypes or devices do not fit; the message names the input.
-pub fn wkv7(input: Wkv7Input, s0: Tensor<4>) -> (Tensor<4>, Tensor<4>) {
-    check(&input, &s0);
-    let dtype = input.v.dtype();
-    let choice = Choice::of(&input);
-    let input = if choice == Choice::Custom && is_read_in_half(&input) {
-        Wkv7Input {
-            log_w: widen(input.log_w),
-            ..input
-        }
-    } else {
-        input.map(widen)
+/// Inputs of [`key_preparation`]; per token `[batch, time, C]`, per channel `[1, 1, C]`.
+pub(crate) struct KeyPreparation {
+    /// Projected key.
+    pub k: Tensor<3>,
+    /// Decay before its bias and sigmoid.
+    pub w: Tensor<3>,
+    /// In-context learning rate before its bias and sigmoid.
+    pub a: Tensor<3>,
+    /// Decay bias.
+    pub w0: Tensor<3>,
+    /// In-context learning rate bias.
+    pub a0: Tensor<3>,
+    /// Scale of the removal key.
+    pub k_k: Tensor<3>,
+    /// How much the in-context learning rate scales the replacement key.
+    pub k_a: Tensor<3>,
+}
+
+/// Results of [`key_preparation`], `[batch, time, heads, head_size]`.
+pub(crate) struct Keys {
+    /// ln w = -e^(-1/2) σ(w + w0).
+    pub log_w: Tensor<4>,
+    /// k̃ = k ⊙ (1 + (a - 1) ⊙ k_a) with a = σ(a + a0).
+    pub k: Tensor<4>,
+    /// -κ̂ with κ̂ = normalise(k ⊙ k_k) per head.
+    pub a: Tensor<4>,
+    /// κ̂ ⊙ a.
+    pub b: Tensor<4>,
+}
+
+/// Decay and keys of the recurrence; heads of `head_size` channels.
+pub(crate) fn key_preparation(input: KeyPreparation, head_size: usize) -> Keys {
+    if !takes_cpu_kernel(&input.k) || !takes_cpu_kernel(&input.w) || !takes_cpu_kernel(&input.a) {
+        return reference::key_preparation(input, head_size);
+    }
+    let inputs = KeyPreparationTensors {
+        k: input.k.into_dispatch(),
+        w: input.w.into_dispatch(),
+        a: input.a.into_dispatch(),
+        w0: input.w0.into_dispatch(),
+        a0: input.a0.into_dispatch(),
+        k_k: input.k_k.into_dispatch(),
+        k_a: input.k_a.into_dispatch(),
     };
-    let s0 = narrow(s0, input.log_w.dtype());
-    let (y, state) = match choice {
-        Choice::Custom => backend::wkv7(input, s0),
-        Choice::Chunked => {
-            let chunk = chunked::chunk_length(input.r.dims()[1]);
-            chunked::wkv7(input, s0, chunk)
-        }
-        Choice::Oracle => oracle::wkv7(input, s0),
+    let keys = Dispatch::key_preparation(inputs, head_size);
+    Keys {
+        log_w: Tensor::from_dispatch(keys.log_w),
+        k: Tensor::from_dispatch(keys.k),
+        a: Tensor::from_dispatch(keys.a),
+        b: Tensor::from_dispatch(keys.b),
+    }
+}
+
+/// `(-ẑ, ẑ ⊙ σ(rate + bias))` with ẑ = z/|z| per head, for `z [batch, time, heads, n]`, `rate [batch, time, C]` and
+/// `bias [1, 1, C]`; of the rate, the first n channels of each head.
+pub(crate) fn removal_key(
+    z: Tensor<4>,
+    rate: Tensor<3>,
+    bias: Tensor<3>,
+) -> (Tensor<4>, Tensor<4>) {
+    let is_whole = z.dims()[2] * z.dims()[3] == rate.dims()[2];
+    if !takes_cpu_kernel(&z) || !takes_cpu_kernel(&rate) || !is_whole {
+        return reference::removal_key(z, rate, bias);
+    }
+    let key = Dispatch::removal_key(RemovalKeyTensors {
+        z: z.into_dispatch(),
+        rate: rate.into_dispatch(),
+        bias: bias.into_dispatch(),
+    });
+    (Tensor::from_dispatch(key.a), Tensor::from_dispatch(key.b))
+}
+
+/// `v + (first - v) ⊙ σ(s + v0)`, all `[batch, time, C]` but v0 `[1, 1, C]`.
+pub(crate) fn value_residual(
+    v: Tensor<3>,
+    first: Tensor<3>,
+    s: Tensor<3>,
+    v0: Tensor<3>,
+) -> Tensor<3> {
+    if !takes_cpu_kernel(&v) || !takes_cpu_kernel(&s) {
+        return reference::value_residual(v, first, s, v0);
+    }
+    Tensor::from_dispatch(Dispatch::value_residual(ValueResidualTensors {
+        v: v.into_dispatch(),
+        first: first.into_dispatch(),
+        s: s.into_dispatch(),
+        v0: v0.into_dispatch(),
+    }))
+}
+
+/// Inputs of [`read_out`].
+pub(crate) struct ReadOut {
+    /// What the recurrence read, `[batch, time, heads, head_size]`.
+    pub y: Tensor<4>,
+    /// Receptance, of the same shape.
+    pub r: Tensor<4>,
+    /// Replacement key, of the same shape.
+    pub k: Tensor<4>,
+    /// Value, of the same shape.
+    pub v: Tensor<4>,
+    /// Gate, `[batch, time, C]`.
+    pub gate: Tensor<3>,
+    /// Weight of the bonus, `[heads, head_size]`.
+    pub r_k: Tensor<2>,
+    /// Scale of the group norm, `[C]`.
+    pub gamma: Tensor<1>,
+    /// Shift of the group norm, `[C]`.
+    pub beta: Tensor<1>,
+    /// Epsilon of the group norm.
+    pub epsilon: f64,
+    /// Channels of each head over which the group norm is taken; all where none.
+    pub prefix: Option<usize>,
+}
+
+/// `(groupnorm(y) + (Σ r ⊙ k ⊙ r_k) v) ⊙ gate`, `[batch, time, C]`; norm and sum are over each head.
+pub(crate) fn read_out(input: ReadOut) -> Tensor<3> {
+    if input.prefix.is_some() || !takes_cpu_kernel(&input.y) || !takes_cpu_kernel(&input.gate) {
+        return reference::read_out(input);
+    }
+    let inputs = ReadOutTensors {
+        y: input.y.into_dispatch(),
+        r: input.r.into_dispatch(),
+        k: input.k.into_dispatch(),
+        v: input.v.into_dispatch(),
+        gate: input.gate.into_dispatch(),
+        r_k: input.r_k.into_dispatch(),
+        gamma: input.gamma.into_dispatch(),
+        beta: input.beta.into_dispatch(),
     };
-    (narrow(y, dtype), state)
+    Tensor::from_dispatch(Dispatch::read_out(inputs, input.epsilon as f32))
 }
 
-/// Whether all but the decay are of one type that the custom operation reads as it is.
-fn is_read_in_half(input: &Wkv7Input) -> bool {
-    let Wkv7Input { r, k, v, a, b, .. } = input;
-    let dtype = r.dtype();
-    [k, v, a, b].into_iter().all(|x| x.dtype() == dtype) && backend::reads_half(dtype, &r.device())
-}
-
-/// The removal key in the half precision of r, where the custom operation reads that as it is: official kernels take it so too.
-pub(crate) fn with_narrow_keys(input: Wkv7Input) -> Wkv7Input {
-    let dtype = input.r.dtype();
-    if !backend::reads_half(dtype, &input.r.device()) {
-        return input;
+/// Layer norm over the last axis of `x [batch, time, C]`, scale γ and shift β `[C]`.
+pub(crate) fn layer_norm(
+    x: Tensor<3>,
+    gamma: Tensor<1>,
+    beta: Tensor<1>,
+    epsilon: f64,
+) -> Tensor<3> {
+    if !takes_cpu_kernel(&x) {
+        return reference::layer_norm(x, gamma, beta, epsilon);
     }
-    Wkv7Input {
-        a: narrow(input.a, dtype),
-        b: narrow(input.b, dtype),
-        ..input
-    }
-}
-
-/// [`wkv7`], and what [`sse`] needs to read the states it goes through. Half-precision inputs are widened before it, so
-/// that what is read keeps the precision of the state.
-///
-/// # Panics
-///
-/// As [`wkv7`].
-pub fn wkv7_traced(input: Wkv7Input, s0: Tensor<4>) -> (Tensor<4>, Tensor<4>, Trace) {
-    check(&input, &s0);
-    let dtype = input.v.dtype();
-    let input = input.map(widen);
-    let s0 = narrow(s0, input.r.dtype());
-    let (y, state, form) = match Choice::of(&input) {
-        Choice::Custom => {
-            let (y, state, trace) = backend::wkv7_traced(input, s0);
-            (y, state, Form::Custom(Box::new(trace)))
-        }
-        Choice::Chunked => {
-            let chunk = chunked::chunk_length(input.r.dims()[1]);
-            let (y, state, trace) = chunked::wkv7_traced(input, s0, chunk);
-            (y, state, Form::Chunked(Box::new(trace)))
-        }
-        Choice::Oracle => {
-            let (y, state, states) = oracle::wkv7_traced(input, s0);
-            (y, state, Form::Oracle(Box::new(states)))
-        }
+    let inputs = LayerNormTensors {
+        x: x.into_dispatch(),
+        gamma: gamma.into_dispatch(),
+        beta: beta.into_dispatch(),
     };
-    (narrow(y, dtype), state, Trace(form))
+    Tensor::from_dispatch(Dispatch::layer_norm(inputs, epsilon as f32))
 }
 
-/// Reads the state after every token.
-///
-/// | side | | `x` | result |
-/// |---|---|---|---|
-/// | value | `z_t = x_t S_t` | `[batch, time, heads, value]` | `[batch, time, heads, key]` |
-/// | key | `z_t = S_t x_t` | `[batch, time, heads, key]` | `[batch, time, heads, value]` |
-///
-/// The Self-State Encoder of Meta-State (arXiv 2504.08247, eq. 1) before its nonlinearity. Computed in the dtype of the
-/// traced call, returned in that of `x`. Gradients flow into `x` and, through the trace, into every input of the traced
-/// call, in the one backward pass that it has anyway.
-///
-/// # Panics
-///
-/// If shape, dtype or device of `x` do not fit the traced call.
-pub fn sse(x: Tensor<4>, trace: &Trace, side: Side) -> Tensor<4> {
-    let dtype = x.dtype();
-    let (expected, inner, device) = trace.query(side);
-    let found = x.dims();
-    assert!(
-        found == expected,
-        "sse: x has shape {found:?}, the traced call expects {expected:?}"
-    );
-    let found = x.device();
-    assert!(
-        found == device,
-        "sse: x is on {found:?}, the traced call on {device:?}"
-    );
-    let x = widen(x);
-    assert!(
-        x.dtype() == inner,
-        "sse: x is {dtype:?}, the traced call computed in {inner:?}; f64 goes with f64 only"
-    );
-    let z = match &trace.0 {
-        Form::Custom(trace) => backend::sse(x, trace, side),
-        Form::Chunked(trace) => chunked::sse(x, trace, side),
-        Form::Oracle(states) => oracle::sse(x, states, side),
-    };
-    narrow(z, dtype)
+/// relu(x)².
+pub(crate) fn relu_squared<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    activation(x, Activation::ReluSquared)
 }
 
-impl Trace {
-    /// Shape, dtype and device of a query.
-    fn query(&self, side: Side) -> ([usize; 4], DType, Device) {
-        match &self.0 {
-            Form::Custom(trace) => {
-                let like = match side {
-                    Side::Value => &trace.input.v,
-                    Side::Key => &trace.input.k,
-                };
-                (like.dims(), like.dtype(), like.device())
-            }
-            Form::Chunked(trace) => trace.query(side),
-            Form::Oracle(states) => {
-                let [batch, time, heads, value, key] = states.dims();
-                let size = match side {
-                    Side::Value => value,
-                    Side::Key => key,
-                };
-                let shape = [batch, time, heads, size];
-                (shape, states.dtype(), states.device())
-            }
-        }
+/// The sigmoid.
+pub(crate) fn sigmoid<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    activation(x, Activation::Sigmoid)
+}
+
+/// The hyperbolic tangent.
+pub(crate) fn tanh<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    activation(x, Activation::Tanh)
+}
+
+fn activation<const D: usize>(x: Tensor<D>, activation: Activation) -> Tensor<D> {
+    if !takes_cpu_kernel(&x) {
+        return reference::activation(x, activation);
     }
+    Tensor::from_dispatch(Dispatch::activation(x.into_dispatch(), activation))
 }
 
-/// f16 and bf16 become f32; f32 and f64 stay.
-pub fn widen<const D: usize>(x: Tensor<D>) -> Tensor<D> {
-    match x.dtype() {
-        DType::F16 | DType::BF16 => x.cast(FloatDType::F32),
-        _ => x,
+/// Softmax cross-entropy in nats of every row, `[rows]`, for `logits [rows, V]` and `targets [rows]`.
+pub(crate) fn cross_entropy(logits: Tensor<2>, targets: Tensor<1, Int>) -> Tensor<1> {
+    if !takes_cpu_kernel(&logits) {
+        return reference::cross_entropy(logits, targets);
     }
+    let (logits, targets) = (logits.into_dispatch(), targets.into_dispatch());
+    Tensor::from_dispatch(Dispatch::cross_entropy(logits, targets))
 }
 
-/// `x` in this dtype.
-pub fn narrow<const D: usize>(x: Tensor<D>, dtype: DType) -> Tensor<D> {
-    if x.dtype() == dtype {
-        x
-    } else {
-        x.cast(FloatDType::from(dtype))
+/// `x w` for `x [rows, in]` and `w [in, out]`, both rounded to bf16; sums are f32.
+pub(crate) fn matmul_bf16(x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
+    if !takes_cpu_kernel(&x) || !takes_cpu_kernel(&weight) || !has_bf16_matmul(&x.device()) {
+        return reference::matmul_bf16(x, weight);
     }
+    Tensor::from_dispatch(Dispatch::matmul_bf16(MatmulTensors {
+        x: x.into_dispatch(),
+        weight: weight.into_dispatch(),
+    }))
 }
 
-fn check(input: &Wkv7Input, s0: &Tensor<4>) {
-    let [batch, time, heads, key] = input.r.dims();
-    assert!(time > 0, "wkv7: the sequence is empty");
-    assert!(
-        batch > 0 && heads > 0 && key > 0,
-        "wkv7: r has shape {:?}, an axis of which is empty",
-        input.r.dims()
-    );
-    let value = input.v.dims()[3];
-    let wide = matches!(input.r.dtype(), DType::F64);
-    let device = input.r.device();
-    for (name, tensor) in input.named() {
-        let size = if name == "v" { value } else { key };
-        let (found, expected) = (tensor.dims(), [batch, time, heads, size]);
-        assert!(
-            found == expected,
-            "wkv7: {name} has shape {found:?}, r has {:?}",
-            [batch, time, heads, key]
-        );
-        let found = tensor.dtype();
-        assert!(
-            matches!(found, DType::F16 | DType::BF16 | DType::F32 | DType::F64)
-                && (found == DType::F64) == wide,
-            "wkv7: {name} is {found:?}, r is {:?}; expected f32, f16 or bf16, or f64 for all",
-            input.r.dtype()
-        );
-        let found = tensor.device();
-        assert!(
-            found == device,
-            "wkv7: {name} is on {found:?}, r on {device:?}"
-        );
+/// Whether the device multiplies in bf16.
+pub(crate) fn has_bf16_matmul(device: &Device) -> bool {
+    #[cfg(feature = "flex")]
+    if is_cpu(device) {
+        return backends::flex::has_bf16_matmul();
     }
-    let expected = [batch, heads, value, key];
-    let found = s0.dims();
-    assert!(
-        found == expected,
-        "wkv7: S0 has shape {found:?}, expected {expected:?}"
-    );
-    let found = s0.device();
-    assert!(found == device, "wkv7: S0 is on {found:?}, r on {device:?}");
+    device.supports_dtype(DType::BF16)
+}
+
+/// Whether there is an [`adamw`] for these tensors.
+pub(crate) fn has_adamw<const D: usize>(parameter: &Tensor<D>, gradient: &Tensor<D>) -> bool {
+    takes_cpu_kernel(parameter) && takes_cpu_kernel(gradient)
+}
+
+/// One step of AdamW in one pass over memory, for tensors that [`has_adamw`] says yes to.
+#[cfg_attr(not(feature = "flex"), allow(unused_variables))]
+pub(crate) fn adamw<const D: usize>(
+    config: &OptimizerConfig,
+    rate: f64,
+    parameter: Tensor<D>,
+    gradient: Tensor<D>,
+    state: AdaptiveMomentumState<D>,
+) -> (Tensor<D>, AdaptiveMomentumState<D>) {
+    #[cfg(feature = "flex")]
+    return backends::flex::adamw(config, rate, parameter, gradient, state);
+    #[cfg(not(feature = "flex"))]
+    unreachable!("no device of this build has an AdamW in one pass")
+}
+
+/// Sum of the squares of a tensor's values, `[1]`.
+pub fn sum_of_squares<const D: usize>(x: Tensor<D>) -> Tensor<1> {
+    #[cfg(feature = "flex")]
+    if takes_cpu_kernel(&x) && !x.is_autodiff() {
+        return backends::flex::sum_of_squares(x);
+    }
+    x.square().sum()
 }

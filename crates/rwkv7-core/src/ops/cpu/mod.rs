@@ -1,52 +1,29 @@
-//! The WKV-7 operator on the CPU.
+//! The operations on the CPU: forward and backward passes in f32, each in one pass over memory.
 //!
-//! Per batch row and head, with a state `S` of shape `[value, key]`:
+//! All arrays are contiguous and row-major. `rows` is batch x time, `C` the channels, `N` the head size, `C = heads * N`. The
+//! instructions are chosen at run time (AVX-512, AVX2, NEON or scalar code), rows are shared out with rayon, and results do
+//! not depend on the number of threads.
 //!
-//! ```text
-//! w_t = exp(log_w_t)    sa_t = S_{t-1} a_t
-//! S_t = S_{t-1} diag(w_t) + sa_t b_tᵀ + v_t k_tᵀ
-//! y_t = S_t r_t         z_t = x_t S_t
-//! ```
-//!
-//! # How it is computed
-//!
-//! Four tokens make a *block* ([`keys`]): with the state `S` before the block, the four `sa`
-//! and the four outputs are products of `S` with decayed copies of `a` and `r`, plus a
-//! triangular correction by scalars such as `b_i · diag(w_{i+1} … w_{t-1}) a_t`. The state is
-//! then read and written once per block instead of once per token. Only products of decays
-//! occur, never a quotient, so every `log_w <= 0` is safe, `w = 0` included.
-//!
-//! The working state is stored key-major in panels of value lanes ([`panel`]), so `S a` and
-//! `S r` need no horizontal sums. The backward recomputes the block states of one chunk from
-//! its start and walks the blocks in reverse with the gradient of the state.
+//! A kernel's `forward` takes its inputs and returns its outputs; `backward` takes the inputs and the gradients of the
+//! outputs and returns the gradients of the inputs, each in the order of the fields of its structs in
+//! [`backends`](super::backends). Slices of a wrong length break an invariant of the caller: they panic with the name of the
+//! array.
 
-// Indexed loops over several arrays of registers at once, unrolled by the compiler, are the form
-// that stays in registers; the nested `if const` keeps code from being made for the inner arm.
-#![allow(
-    unsafe_code,
-    clippy::needless_range_loop,
-    clippy::collapsible_if,
-    clippy::excessive_precision
-)]
+pub mod activation;
+pub mod adamw;
+pub mod cross_entropy;
+pub mod key_preparation;
+pub mod layer_norm;
+pub mod matmul_bf16;
+pub mod read_out;
+pub mod removal_key;
+pub mod token_shift;
+pub mod value_residual;
+pub mod wkv7;
 
-mod backward;
-mod dims;
-mod exp;
-mod forward;
-mod heads;
-mod keys;
-mod lanes;
-mod panel;
-mod read;
-mod step;
+mod rows;
+mod simd;
 
-#[cfg(test)]
-mod oracle;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
-mod tests;
-
-pub use backward::{Gradients, Query, backward};
-pub use dims::{DEFAULT_CHUNK, Dims, Inputs, MAX_SIZE};
-pub use forward::forward;
-pub use read::read;
+mod check;

@@ -3,8 +3,11 @@
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
-use super::columns::{gradient_kernel, read_kernel};
-use super::rows::{backward_kernel, forward_kernel, replay_kernel};
+use super::backward::backward_kernel;
+use super::forward::forward_kernel;
+use super::gradient::gradient_kernel;
+use super::read::read_kernel;
+use super::replay::replay_kernel;
 use super::{Dims, LaunchError, Plan, TILE};
 
 /// Launches the forward pass.

@@ -69,9 +69,14 @@
 //! r, k, v, a, b, dy, x, dz and the results y and z are in one dtype, f32, f16 or (not on WGSL or SPIR-V) bf16. `log_w`,
 //! states, scratch and the gradients that the kernels write are f32, and so is all arithmetic.
 
-mod columns;
+mod backward;
+mod column;
+mod forward;
+mod gradient;
 mod launch;
-mod rows;
+mod read;
+mod replay;
+mod row;
 mod tile;
 
 pub use launch::{backward, forward, gradient, read, replay};

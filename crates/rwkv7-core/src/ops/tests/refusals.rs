@@ -1,6 +1,9 @@
 //! What does not fit is refused, and the message names it.
 
-use super::*;
+use super::{
+    case::{Case, Decay, Keys, Rate},
+    *,
+};
 
 fn small() -> [Tensor<4>; 8] {
     let case = Case::random([1, 4, 2, 16], 1, Decay::Mixed, Rate::Random, Keys::Random);
@@ -31,11 +34,11 @@ fn a_wrong_dtype_is_named() {
 }
 
 #[test]
-#[should_panic(expected = "sse: x is F64, the traced call computed in F32")]
+#[should_panic(expected = "read_states: x is F64, the traced call computed in F32")]
 fn a_query_of_a_wrong_dtype_is_named() {
     let [r, log_w, k, v, a, b, s0, x] = small();
     let (_, _, trace) = wkv7_traced(input([r, log_w, k, v, a, b]), s0);
-    sse(x.cast(DType::F64), &trace, Side::Value);
+    read_states(x.cast(DType::F64), &trace, Side::Value);
 }
 
 #[test]
@@ -48,15 +51,19 @@ fn an_empty_batch_is_refused() {
 }
 
 #[test]
-#[should_panic(expected = "sse: x has shape [1, 4, 2, 8], the traced call expects [1, 4, 2, 16]")]
+#[should_panic(
+    expected = "read_states: x has shape [1, 4, 2, 8], the traced call expects [1, 4, 2, 16]"
+)]
 fn a_wrong_query_is_named() {
     let [r, log_w, k, v, a, b, s0, x] = small();
     let (_, _, trace) = wkv7_traced(input([r, log_w, k, v, a, b]), s0);
-    sse(x.narrow(3, 0, 8), &trace, Side::Value);
+    read_states(x.narrow(3, 0, 8), &trace, Side::Value);
 }
 
 #[test]
-#[should_panic(expected = "sse: x has shape [1, 4, 2, 16], the traced call expects [1, 4, 2, 32]")]
+#[should_panic(
+    expected = "read_states: x has shape [1, 4, 2, 16], the traced call expects [1, 4, 2, 32]"
+)]
 fn a_query_of_the_other_side_is_named() {
     let device = Device::default();
     let zeros = |size| Tensor::<4>::zeros([1, 4, 2, size], &device);
@@ -69,5 +76,5 @@ fn a_query_of_the_other_side_is_named() {
         zeros(32),
     ]);
     let (_, _, trace) = wkv7_traced(tokens, Tensor::zeros([1, 2, 16, 32], &device));
-    sse(zeros(16), &trace, Side::Key);
+    read_states(zeros(16), &trace, Side::Key);
 }
