@@ -12,7 +12,7 @@ use rwkv7_core::{
     config::LayerDims,
     init::LayerInit,
     layers::{
-        ChannelMixer, LayerNorm, Span, TimeMixTrace, check_state, head_norm, last_token,
+        ChannelMixer, LayerNorm, Lengths, TimeMixTrace, check_state, head_norm, last_token,
         token_shift, zero_state,
     },
     ops::{self, Side, Wkv7Input, narrow, widen, wkv7},
@@ -148,7 +148,7 @@ impl MetaState {
     }
 
     /// z as it enters ms, zero at padding.
-    fn encode(&self, x: Tensor<4>, trace: &TimeMixTrace, span: &Span) -> Tensor<4> {
+    fn encode(&self, x: Tensor<4>, trace: &TimeMixTrace, lengths: &Lengths) -> Tensor<4> {
         let z = activation::relu(self.read(x, trace));
         self.diagnostics.encoded(&z);
         let z = if self.config.center {
@@ -163,7 +163,9 @@ impl MetaState {
         };
         let [batch, time, heads, size] = z.dims();
         let flat = z.reshape([batch, time, heads * size]);
-        span.clear_padding(flat).reshape([batch, time, heads, size])
+        lengths
+            .clear_padding(flat)
+            .reshape([batch, time, heads, size])
     }
 
     /// What the recurrence of ms is given.
@@ -252,7 +254,7 @@ impl ChannelMixer for MetaState {
         &self,
         h: Tensor<3>,
         trace: &TimeMixTrace,
-        span: &Span,
+        lengths: &Lengths,
         state: MetaStateState,
     ) -> (Tensor<3>, MetaStateState) {
         let [batch, time, width] = h.dims();
@@ -261,7 +263,7 @@ impl ChannelMixer for MetaState {
         let (x, shift) = match (&self.x_k, state.shift) {
             (Some(x_k), Some(last)) => {
                 check_state("ms.shift", &last, [batch, width]);
-                let shift = last_token(&h, &last, span);
+                let shift = last_token(&h, &last, lengths);
                 (token_shift(h, last, x_k.val()), Some(shift))
             }
             (None, None) => (h, None),
@@ -275,7 +277,7 @@ impl ChannelMixer for MetaState {
             }
         };
         let x = widen(x).reshape([batch, time, self.n_head, self.head_size]);
-        let z = self.encode(x, trace, span);
+        let z = self.encode(x, trace, lengths);
         let (u, ms) = wkv7(self.evolution(z, trace), state.ms);
         let out = self.recombine(self.norm(u));
         (out, MetaStateState { ms, shift })

@@ -28,7 +28,7 @@
 //! use rwkv7_core::Rwkv7Config;
 //!
 //! let config = Rwkv7Config::new(256, 2, 64).with_ffn(MetaStateConfig::practical());
-//! let model = config.init(&Device::default(), 0);
+//! let model = config.init(&Device::default());
 //! let tokens = Tensor::<2, Int>::from_data([[77, 101, 116, 97]], &Device::default());
 //! let (logits, state) = model.forward(tokens, None);
 //! assert_eq!(logits.dims(), [1, 4, 256]);

@@ -191,7 +191,7 @@ mod tests {
     #[test]
     fn weight_decay_shrinks_the_matrices_and_nothing_else() {
         let device = Device::default().autodiff();
-        let model = Rwkv7Config::new(19, 2, 64).init(&device, 0);
+        let model = Rwkv7Config::new(19, 2, 64).init(&device);
         let before = magnitudes(&model);
         let grads = zero_gradients(&model);
         let model = OptimizerConfig::default().init().step(0.1, model, grads);

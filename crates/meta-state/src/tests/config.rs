@@ -50,7 +50,7 @@ fn twelve_heads_of_the_largest_size_as_the_paper_says() {
 fn counts_are_those_of_the_tensors() {
     for (name, half) in variants() {
         let config = small(&half);
-        let model = config.init(&Device::default(), 0);
+        let model = config.init(&Device::default());
         assert_eq!(model.num_params(), config.num_params(), "{name}");
         let state = model.zero_state(1, &Device::default());
         assert_eq!(state.num_values(), config.num_state_values(), "{name}");

@@ -12,7 +12,7 @@ const TOKENS: [i32; 21] = [
 const VOCAB: usize = 29;
 
 fn model(half: &MetaStateConfig, device: &Device) -> MetaStateLm {
-    shaken(small(half).init(device, 0), 0.2, FloatDType::F32)
+    shaken(small(half).init(device), 0.2, FloatDType::F32)
 }
 
 fn row(tokens: &[i32], device: &Device) -> Tensor<2, Int> {
@@ -252,7 +252,7 @@ fn gradients_through_steps_are_those_of_forward() {
 fn a_model_in_half_precision_keeps_its_state_in_f32() {
     let device = Device::default();
     for (name, half) in variants() {
-        let coarse = shaken(small(&half).init(&device, 0), 0.2, FloatDType::BF16);
+        let coarse = shaken(small(&half).init(&device), 0.2, FloatDType::BF16);
         // The same values in f32.
         let exact = shaken(coarse.clone(), 0.0, FloatDType::F32);
         let (found, state) = coarse.forward(row(&TOKENS, &device), None);
@@ -304,7 +304,7 @@ fn every_parameter_gets_a_gradient() {
 fn a_new_layer_adds_nothing() {
     let device = Device::default();
     for (name, half) in variants() {
-        let model = small(&half).init(&device, 0);
+        let model = small(&half).init(&device);
         let (_, state) = model.forward(row(&TOKENS, &device), None);
         let layer = &state.layers[2].ffn;
         assert!(
@@ -327,13 +327,13 @@ fn a_state_is_saved_and_another_models_state_is_refused() {
     };
     let mine = model(&half, &device);
     let (_, state) = mine.forward(row(&TOKENS, &device), None);
-    state.save(&file, &small(&half)).unwrap();
+    state.save(&file, &small(&half), None).unwrap();
     let again = mine.zero_state(1, &device).load(&file, &small(&half));
-    assert_same_state(&again.unwrap(), &state, "loaded");
+    assert_same_state(&again.unwrap().0, &state, "loaded");
 
     let refused = |half: &MetaStateConfig| -> StateError {
         let config = small(half);
-        let other = config.init(&device, 0).zero_state(1, &device);
+        let other = config.init(&device).zero_state(1, &device);
         other.load(&file, &config).unwrap_err()
     };
     // Of the same shapes.
@@ -351,7 +351,7 @@ fn a_state_is_saved_and_another_models_state_is_refused() {
         head_size: 8,
         ..Rwkv7Config::new(VOCAB, 3, 16)
     };
-    let state = rwkv7.init(&device, 0).zero_state(1, &device);
+    let state = rwkv7.init(&device).zero_state(1, &device);
     let error = state.load(&file, &rwkv7).unwrap_err().to_string();
     assert!(
         error.contains("`architecture` is meta-state, this model's is rwkv7"),

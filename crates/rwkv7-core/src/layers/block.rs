@@ -15,7 +15,7 @@ use burn::{
 use crate::MatmulPrecision;
 use crate::state::{LayerState, StateTensors};
 
-use super::{LayerNorm, Span, TimeMix, TimeMixTrace, project};
+use super::{LayerNorm, Lengths, TimeMix, TimeMixTrace, project};
 
 /// What a block does after time mixing.
 ///
@@ -41,13 +41,13 @@ pub trait ChannelMixer: Module + ModuleDisplay + 'static {
     /// - `h`: `LN2(x)`, `[batch, time, C]`
     /// - output: `[batch, time, C]`; what it holds at padding is not looked at
     ///
-    /// `trace` is what time mixing of the same block computed for the same tokens. At padding (`span`) the state must
+    /// `trace` is what time mixing of the same block computed for the same tokens. At padding (`lengths`) the state must
     /// not change.
     fn forward(
         &self,
         h: Tensor<3>,
         trace: &TimeMixTrace,
-        span: &Span,
+        lengths: &Lengths,
         state: Self::State,
     ) -> (Tensor<3>, Self::State);
 
@@ -95,7 +95,7 @@ impl<M: ChannelMixer> Block<M> {
         &self,
         x: Tensor<3>,
         value_first: &mut Option<Tensor<3>>,
-        span: &Span,
+        lengths: &Lengths,
         state: LayerState<M::State>,
     ) -> (Tensor<3>, LayerState<M::State>) {
         let x = match &self.ln0 {
@@ -108,10 +108,10 @@ impl<M: ChannelMixer> Block<M> {
         };
         let h = self.ln1.forward(x.clone());
         let traced = self.ffn.reads_states(h.is_autodiff());
-        let (mixed, att, trace) = self.att.forward(h, value_first, span, state.att, traced);
+        let (mixed, att, trace) = self.att.forward(h, value_first, lengths, state.att, traced);
         let x = x + mixed;
         let h = self.ln2.forward(x.clone());
-        let (mixed, ffn) = self.ffn.forward(h, &trace, span, state.ffn);
+        let (mixed, ffn) = self.ffn.forward(h, &trace, lengths, state.ffn);
         (x + mixed, LayerState { att, ffn })
     }
 

@@ -17,7 +17,7 @@ pub use block::{Block, ChannelMixer};
 pub use channel_mix::{ChannelMix, ChannelMixConfig, ChannelMixState};
 pub use norm::{LayerNorm, head_norm};
 pub use time_mix::{TimeMix, TimeMixState, TimeMixTrace};
-pub use token_shift::{Span, last_token, token_shift};
+pub use token_shift::{Lengths, last_token, token_shift};
 
 /// `x W`, and the bias if there is one, for `x [batch, time, in]`; one product over batch and time, which is twice as fast as a
 /// batched one on the CPU.

@@ -28,7 +28,7 @@ use crate::{
     ops::{Trace, Wkv7Input, with_narrow_keys, wkv7, wkv7_traced},
 };
 
-use super::{LayerNorm, Span, check_state, last_token, project, zero_state};
+use super::{LayerNorm, Lengths, check_state, last_token, project, zero_state};
 
 /// Time mixing. Fields are named like the official checkpoint's tensors `blocks.{i}.att.…`.
 #[derive(Module, Debug)]
@@ -142,7 +142,7 @@ impl TimeMix {
         &self,
         h: Tensor<3>,
         value_first: &mut Option<Tensor<3>>,
-        span: &Span,
+        lengths: &Lengths,
         state: TimeMixState,
         traced: bool,
     ) -> (Tensor<3>, TimeMixState, TimeMixTrace) {
@@ -150,7 +150,7 @@ impl TimeMix {
         let [heads, head_size] = self.r_k.dims();
         check_state("att.shift", &state.shift, [batch, width]);
         check_state("att.wkv", &state.wkv, [batch, heads, head_size, head_size]);
-        let shift = last_token(&h, &state.shift, span);
+        let shift = last_token(&h, &state.shift, lengths);
         let mixes = [
             &self.x_r, &self.x_w, &self.x_k, &self.x_v, &self.x_a, &self.x_g,
         ];
@@ -188,7 +188,7 @@ impl TimeMix {
         // At padding nothing is removed, added or forgotten.
         let clear = |x: Tensor<4>| {
             let flat = x.reshape([batch, time, width]);
-            span.clear_padding(flat)
+            lengths.clear_padding(flat)
                 .reshape([batch, time, heads, head_size])
         };
         let split = |x: Tensor<3>| x.reshape([batch, time, heads, head_size]);
@@ -196,7 +196,7 @@ impl TimeMix {
             r: split(r),
             log_w: clear(log_w),
             k: clear(k),
-            v: split(span.clear_padding(v)),
+            v: split(lengths.clear_padding(v)),
             a,
             b: clear(b),
         };
