@@ -2,8 +2,10 @@
 
 use std::fmt;
 
+use burn::config::Config;
 use rwkv7_core::{
     config::{ChannelMixerConfig, ConfigError, LayerDims},
+    config_setters,
     init::LayerInit,
     ops::Side,
 };
@@ -126,6 +128,19 @@ impl MetaStateConfig {
         }
     }
 
+    config_setters! {
+        with_oms(oms: Oms);
+        with_sse(sse: Sse);
+        with_side(side: Side);
+        with_removal(removal: Removal);
+        with_center(center: bool);
+        with_scale(scale: Scale);
+        with_token_shift(token_shift: bool);
+        with_norm_affine(norm_affine: bool);
+        with_detach_decay(detach_decay: bool);
+        with_norm_eps(norm_eps: f64);
+    }
+
     /// Number n of z's channels for heads of `head_size`.
     pub fn size(&self, head_size: usize) -> usize {
         match self.sse {
@@ -134,6 +149,8 @@ impl MetaStateConfig {
         }
     }
 }
+
+impl Config for MetaStateConfig {}
 
 impl Default for MetaStateConfig {
     fn default() -> Self {

@@ -125,7 +125,11 @@ impl<'a, M: ChannelMixer> Generator<'a, M> {
                 vocab_size,
             });
         }
-        let mut tokens: Vec<u32> = self.unread.into_iter().chain(tokens.iter().copied()).collect();
+        let mut tokens: Vec<u32> = self
+            .unread
+            .into_iter()
+            .chain(tokens.iter().copied())
+            .collect();
         self.unread = tokens.pop();
         for chunk in tokens.chunks(PROMPT_CHUNK) {
             self.prefill(chunk);

@@ -392,7 +392,10 @@ mod tests {
     fn a_seed_gives_the_same_model_whatever_is_used_first() {
         let config = Rwkv7Config::new(11, 2, 64);
         let device = Device::default();
-        let (one, two) = (config.init_seeded(&device, 3), config.init_seeded(&device, 3));
+        let (one, two) = (
+            config.init_seeded(&device, 3),
+            config.init_seeded(&device, 3),
+        );
         let late = values(&one.head.weight);
         let early = values(&one.emb.weight);
         assert_eq!(early, values(&two.emb.weight));

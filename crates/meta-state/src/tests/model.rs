@@ -1,7 +1,12 @@
 //! The whole model against itself: forward, step and any split; padding; causality; state files.
 
 use burn::tensor::{DType, Int};
-use rwkv7_core::{State, loss, state::StateError};
+use rwkv7_core::{
+    State,
+    checkpoint::{self, Checkpoint, Format, ModelMetadata},
+    loss,
+    state::StateError,
+};
 
 use super::*;
 use crate::{MetaStateLm, MetaStateState};
@@ -418,5 +423,30 @@ fn weight_decay_reaches_the_layers_matrices_and_no_other_of_its_tensors() {
             _ => &["W_oms"],
         };
         assert_eq!(shrunk, expected, "{name}");
+    }
+}
+
+/// A record that is written as a checkpoint is a record of the Burn module, and Burn's own record is a checkpoint.
+#[test]
+fn burn_loads_records() {
+    let folder = tempfile::tempdir().unwrap();
+    let device = Device::default();
+    for (name, half) in variants() {
+        let (config, model) = (small(&half), model(&half, &device));
+        let expected = model.forward(row(&TOKENS, &device), None).0.into_data();
+        let file = folder.path().join("model.bpk");
+        checkpoint::save(&file, &config, &model, Format::Burn, None).unwrap();
+        let loaded = config.init(&device).load_file(&file);
+        let found = loaded.forward(row(&TOKENS, &device), None).0.into_data();
+        assert_eq!(found, expected, "{name}");
+
+        loaded.save_file(&file).unwrap();
+        let (_, loaded) = Checkpoint::open(&file)
+            .unwrap()
+            .with_metadata(ModelMetadata::new(&config))
+            .load::<MetaStateConfig>(&device)
+            .unwrap();
+        let found = loaded.forward(row(&TOKENS, &device), None).0.into_data();
+        assert_eq!(found, expected, "{name}");
     }
 }

@@ -7,12 +7,7 @@ use burn_store::{BurnToPyTorchAdapter, ModuleSnapshot, burn_pack::Tensor as Pack
 
 use crate::{Rwkv7Config, config::ChannelMixerConfig, init::LayerInit, layers::ChannelMixer};
 
-use super::{
-    Checkpoint, CheckpointError, Format,
-    names::rename_mixer,
-    save_tensors,
-    write::cast,
-};
+use super::{Checkpoint, CheckpointError, Format, names::rename_mixer, save_tensors, write::cast};
 
 /// The tensors that a change of channel mixers left out and put in, by name.
 #[derive(Clone, Debug, Default)]
@@ -44,9 +39,8 @@ impl Checkpoint {
             source,
         })?;
         self.check(from)?;
-        let is_old = |tensor: &PackTensor| {
-            rename_mixer(&tensor.name, S::Layer::NAME, "") != tensor.name
-        };
+        let is_old =
+            |tensor: &PackTensor| rename_mixer(&tensor.name, S::Layer::NAME, "") != tensor.name;
         let (old, mut tensors): (Vec<_>, Vec<_>) =
             self.named_for::<S>().into_iter().partition(is_old);
         for tensor in &tensors {

@@ -58,7 +58,7 @@ impl ModelMetadata {
     pub fn beside(path: &Path) -> Option<Self> {
         let folder = match path.is_dir() {
             true => path,
-            false => path.parent()?,
+            false => path.parent().unwrap_or(path),
         };
         let text = std::fs::read_to_string(folder.join("config.json")).ok()?;
         serde_json::from_str(&text).ok()

@@ -191,7 +191,8 @@ impl Checkpoint {
 
     /// The architecture that the metadata name; files without metadata hold RWKV-7.
     pub fn architecture(&self) -> Option<&str> {
-        self.metadata().map(|metadata| metadata.architecture.as_str())
+        self.metadata()
+            .map(|metadata| metadata.architecture.as_str())
     }
 
     /// The configuration of the model in this file, from the shapes of its tensors and, for what no shape shows, from what

@@ -94,7 +94,11 @@ pub fn scheme(names: impl IntoIterator<Item = impl AsRef<str>>) -> NamingScheme 
         let name = name.as_ref();
         name.contains(".r_proj.") || name.contains("_lora.lora.")
     });
-    if fla { NamingScheme::Fla } else { NamingScheme::Official }
+    if fla {
+        NamingScheme::Fla
+    } else {
+        NamingScheme::Official
+    }
 }
 
 /// Gives tensors their official names and layouts; names that mean nothing to us stay as they are.

@@ -50,7 +50,9 @@ pub fn initial_tensor<S: ChannelMixerConfig>(
         ffn: S::Layer::NAME,
         found: None,
     };
-    config.init_seeded(&Device::default(), seed).visit(&mut find);
+    config
+        .init_seeded(&Device::default(), seed)
+        .visit(&mut find);
     find.found
 }
 

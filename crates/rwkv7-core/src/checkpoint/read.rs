@@ -9,6 +9,7 @@ use std::{
     sync::Arc,
 };
 
+use super::{CheckpointError, ModelMetadata, names::NamingScheme};
 use burn::tensor::{Bytes, DType, Shape};
 use burn_store::{
     bridge,
@@ -17,7 +18,6 @@ use burn_store::{
 };
 use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensors};
-use super::{CheckpointError, ModelMetadata, names::NamingScheme};
 
 /// Key of a file's metadata entry with the checksums of all tensors.
 pub(super) const CHECKSUMS: &str = "metastate.crc32";

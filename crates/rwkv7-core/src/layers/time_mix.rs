@@ -188,7 +188,8 @@ impl TimeMix {
         // At padding nothing is removed, added or forgotten.
         let clear = |x: Tensor<4>| {
             let flat = x.reshape([batch, time, width]);
-            lengths.clear_padding(flat)
+            lengths
+                .clear_padding(flat)
                 .reshape([batch, time, heads, head_size])
         };
         let split = |x: Tensor<3>| x.reshape([batch, time, heads, head_size]);
