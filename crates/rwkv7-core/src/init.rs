@@ -1,8 +1,10 @@
-//! RWKV-7's initial values. They are part of the model: with others it trains worse.
+//! RWKV-7's initial values. They are part of the model, which trains worse with others.
 //!
-//! With n the channel, d = n/C, q = 1 - l/L and ρ = l/(L-1) for layer l of L; see reference `RWKV-v7/train_temp/src/model.py`.
-//! Random values come from a generator seeded by (seed, tensor name): they depend neither on the device nor on the order
-//! in which parameters are first used.
+//! n is the channel, q = 1 - l/L and ρ = l/(L-1) for layer l of L. Source: official training code,
+//! `RWKV-v7/train_temp/src/model.py`.
+//!
+//! The seed and the name of a tensor decide its random values. They depend neither on the device nor on the order in which
+//! parameters are first used.
 
 pub mod random;
 
@@ -21,7 +23,7 @@ use crate::{
 
 use random::{named_rng, orthogonal};
 
-/// Initial values of one layer.
+/// Makes the parameters of one layer with their initial values.
 #[derive(Clone, Debug)]
 pub struct LayerInit {
     layer: usize,
@@ -88,7 +90,7 @@ impl LayerInit {
         orthogonal_parameter(&name, dims, gain, &self.device, self.seed)
     }
 
-    /// A matrix a head, `[heads, rows, cols]`, each orthogonal times `gain`.
+    /// One matrix for each head, `[heads, rows, cols]`, each orthogonal times `gain`.
     pub fn orthogonal_heads(&self, name: &str, dims: [usize; 3], gain: f64) -> Param<Tensor<3>> {
         let [heads, rows, cols] = dims;
         let name = format!("blocks.{}.{name}", self.layer);

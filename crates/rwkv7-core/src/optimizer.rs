@@ -1,4 +1,4 @@
-//! Which parameters are trained how: RWKV-7's groups, part of the model because other groups train worse.
+//! RWKV-7's parameter groups and its AdamW. The groups are part of the model, which trains worse with others.
 //!
 //! | group | members | learning rate | weight decay |
 //! |---|---|---|---|
@@ -20,7 +20,22 @@ use crate::fused;
 /// Factor on the learning rate of [`decay_bias`].
 pub const DECAY_BIAS_RATE: f64 = 2.0;
 
-/// AdamW as RWKV-7 is trained with.
+/// AdamW with RWKV-7's defaults.
+///
+/// ```
+/// use burn::{module::Module, optim::GradientsParams, tensor::{Device, Int, Tensor}};
+/// use rwkv7_core::{Rwkv7Config, loss, optimizer::OptimizerConfig};
+///
+/// let device = Device::default().autodiff();
+/// let model = Rwkv7Config::new(256, 2, 64).init(&device);
+/// let mut optimizer = OptimizerConfig::default().init();
+/// let tokens = Tensor::<2, Int>::from_data([[72, 101, 108, 108]], &device);
+/// let targets = Tensor::<2, Int>::from_data([[101, 108, 108, 111]], &device);
+/// let loss = loss::cross_entropy(model.forward(tokens, None).0, targets, None);
+/// let gradients = GradientsParams::from_grads(loss.backward(), &model);
+/// let model = optimizer.step(1e-3, model, gradients);
+/// # let _ = model.num_params();
+/// ```
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct OptimizerConfig {
@@ -30,7 +45,7 @@ pub struct OptimizerConfig {
     pub beta_1: f32,
     /// Decay of the second moment.
     pub beta_2: f32,
-    /// Added to the root of the second moment. So small that zero-initialised factors start with full-size steps.
+    /// Added to the root of the second moment. The value is so small that factors of zeros start with full-size steps.
     pub epsilon: f32,
 }
 
@@ -63,7 +78,7 @@ impl OptimizerConfig {
     }
 }
 
-/// Burn's AdamW, in one pass over memory where there is one.
+/// Burn's AdamW, in one pass over memory on devices that have such an operation.
 #[derive(Clone)]
 struct AdamW(OptimizerConfig);
 
@@ -109,8 +124,8 @@ pub fn sum_of_squares<const D: usize>(x: Tensor<D>) -> Tensor<1> {
     fused::sum_of_squares(x)
 }
 
-/// Parameters with weight decay: embedding and linear layers, which call theirs `weight` (norms say `gamma`), and what a
-/// channel mixer calls `W_…`.
+/// Parameters with weight decay: those that are called `weight`, which are the embedding and the linear layers (norms have `gamma`),
+/// and those that are called `W_…`, which are the matrices of other channel mixers.
 pub fn matrices() -> ParamGroup {
     ParamGroup::from_any_predicates(vec![".weight", ".W_"])
 }

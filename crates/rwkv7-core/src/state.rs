@@ -1,4 +1,4 @@
-//! The running state of a model: everything it remembers of the tokens it has read, constant in size.
+//! The running state of a model: all that the model remembers of the tokens it has read. Its size is constant.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,19 +9,21 @@ use crate::layers::{ChannelMixState, TimeMixState};
 /// Tensors by name.
 pub type TensorMap = BTreeMap<String, TensorData>;
 
-/// State of a model whose channel mixers carry `S`: one entry a layer.
+/// State of a model whose channel mixers have states `S`.
+///
+/// [`Rwkv7::forward`](crate::Rwkv7::forward) takes and gives it; `save` and `load` (feature `checkpoint`) keep it in a file.
 #[derive(Clone, Debug)]
 pub struct State<S = ChannelMixState> {
-    /// Per layer, from the first block to the last.
+    /// One state for each block, from the first to the last.
     pub layers: Vec<LayerState<S>>,
 }
 
 /// State of one block.
 #[derive(Clone, Debug)]
 pub struct LayerState<S = ChannelMixState> {
-    /// Of time mixing.
+    /// State of time mixing.
     pub att: TimeMixState,
-    /// Of the channel mixer.
+    /// State of the channel mixer.
     pub ffn: S,
 }
 
@@ -55,7 +57,7 @@ pub enum StateError {
         file: String,
         /// The tensor.
         name: String,
-        /// What the file holds.
+        /// The tensors that the file holds.
         held: String,
     },
     /// The state of another model.
@@ -99,7 +101,7 @@ pub struct TensorWriter {
 }
 
 impl TensorWriter {
-    /// Adds a tensor; it is stored in f32.
+    /// Adds a tensor, in f32.
     pub fn put<const D: usize>(&mut self, name: &str, tensor: &Tensor<D>) {
         let data = tensor.to_data_dtype(DType::F32);
         self.tensors.insert(format!("{}{name}", self.prefix), data);
@@ -111,7 +113,7 @@ pub struct TensorReader {
     file: String,
     prefix: String,
     tensors: TensorMap,
-    /// What the file holds, for messages.
+    /// The tensors of the file, for messages.
     held: String,
 }
 
@@ -163,7 +165,7 @@ impl TensorReader {
 }
 
 impl<S: StateTensors> State<S> {
-    /// Number of values in the state, for one row of the batch or for all together: constant whatever was read.
+    /// Number of values in the state of all rows of the batch. The number does not depend on the tokens that were read.
     pub fn num_values(&self) -> usize {
         self.named().values().map(TensorData::num_elements).sum()
     }

@@ -64,7 +64,7 @@ impl Checkpoint {
 }
 
 /// The channel mixers' tensors at their initial values.
-fn second_halves<S: ChannelMixerConfig>(config: &Rwkv7Config<S>) -> Vec<PackTensor> {
+fn channel_mixers<S: ChannelMixerConfig>(config: &Rwkv7Config<S>) -> Vec<PackTensor> {
     let dims = config.dims();
     let device = Device::default();
     let layer = |index: usize| {

@@ -14,7 +14,9 @@
 //! | safetensors in flash-linear-attention's Hugging Face layout | yes | [`Format::Fla`], a folder |
 //! | Burn record `.bpk` | yes | [`Format::Burn`] |
 //!
-//! All dimensions come from the shapes of the tensors.
+//! All dimensions come from the shapes of the tensors. The [`metadata`](ModelMetadata) of a file add what no shape shows.
+//!
+//! Burn loads these files itself too, as the documentation of [`Rwkv7`] shows.
 
 mod convert;
 mod error;
@@ -50,7 +52,7 @@ use crate::{Rwkv7, Rwkv7Config, config::ChannelMixerConfig, layers::ChannelMixer
 
 use names::NamingScheme;
 
-/// What to write.
+/// A format to write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
     /// A safetensors file with the official names.
@@ -75,7 +77,7 @@ impl Checkpoint {
     ///
     /// # Errors
     ///
-    /// [`CheckpointError`] if there is nothing, if it is of no known format, or if it is damaged.
+    /// [`CheckpointError`] if there is no such file, or if the file is damaged or of no known format.
     pub fn open(path: &Path) -> Result<Self, CheckpointError> {
         Self::new(path, read::open(path)?)
     }
@@ -139,7 +141,7 @@ impl Checkpoint {
         })
     }
 
-    /// The file's format and whose names it uses, for people.
+    /// The file's format and the naming scheme of its tensors, for people.
     pub fn format(&self) -> String {
         let names = match self.scheme {
             NamingScheme::Official => "official names",
@@ -195,13 +197,12 @@ impl Checkpoint {
             .map(|metadata| metadata.architecture.as_str())
     }
 
-    /// The configuration of the model in this file, from the shapes of its tensors and, for what no shape shows, from what
-    /// the file says.
+    /// The configuration of the model in this file, from the shapes of its tensors and from its [`metadata`](Self::metadata).
     ///
     /// # Errors
     ///
-    /// [`CheckpointError::Architecture`] if the model is of another architecture, [`CheckpointError::Contradiction`] if the file
-    /// says otherwise than its tensors, [`CheckpointError::Tensors`] lists what is missing.
+    /// [`CheckpointError::Architecture`] if the model is of another architecture, [`CheckpointError::Contradiction`] if the metadata
+    /// contradict the tensors, and [`CheckpointError::Tensors`] with every missing tensor.
     pub fn config<S: ChannelMixerConfig>(&self) -> Result<Rwkv7Config<S>, CheckpointError> {
         let tensors = self.named_for::<S>();
         let found = infer::other_architecture::<S>(&tensors);
@@ -229,7 +230,7 @@ impl Checkpoint {
     ///
     /// # Errors
     ///
-    /// [`CheckpointError::Tensors`] lists what is missing, unknown or of the wrong shape.
+    /// [`CheckpointError::Tensors`] lists every tensor that is missing, unknown or of the wrong shape.
     pub fn tensors<S: ChannelMixerConfig>(
         &self,
         config: &Rwkv7Config<S>,
@@ -238,7 +239,7 @@ impl Checkpoint {
         Ok(self.named_for::<S>())
     }
 
-    /// The tensors, the channel mixer's under its name: records of Burn modules call it `ffn`, whatever it is.
+    /// The tensors, with the checkpoint's name for the channel mixer. Burn records call every channel mixer `ffn`.
     fn named_for<S: ChannelMixerConfig>(&self) -> Vec<PackTensor> {
         let mut tensors = self.tensors.clone();
         if self.scheme == NamingScheme::Burn {
@@ -262,7 +263,7 @@ impl Checkpoint {
         self.tensors.iter().map(read).collect()
     }
 
-    /// Writes the tensors in another format; `dtype` `None` keeps every bit.
+    /// Writes the tensors in another format, in `dtype`; `None` keeps every bit.
     ///
     /// # Errors
     ///

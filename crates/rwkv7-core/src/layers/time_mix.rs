@@ -83,15 +83,15 @@ pub struct TimeMix {
     pub output: Linear,
     /// Group norm over each head.
     pub ln_x: LayerNorm,
-    /// Channels of each head that the group norm is taken over; all where none.
+    /// Number of channels of each head, from the first, that the group norm is taken over; all channels if none.
     #[module(skip)]
     pub norm_prefix: Option<usize>,
-    /// How it multiplies with its matrices.
+    /// Arithmetic of the products with the weight matrices.
     #[module(skip)]
     pub precision: MatmulPrecision,
 }
 
-/// What time mixing carries from token to token.
+/// State of [`TimeMix`].
 #[derive(Clone, Debug)]
 pub struct TimeMixState {
     /// Normalised input of the last token, `[batch, C]`.
@@ -100,12 +100,12 @@ pub struct TimeMixState {
     pub wkv: Tensor<4>,
 }
 
-/// What a channel mixer may read of the time mixing before it, for the same tokens.
+/// The results of time mixing that the channel mixer of the same block may read, for the same tokens.
 ///
-/// At padding the step that the input describes leaves the state as it is.
+/// At padding the input describes a step that does not change the state.
 #[derive(Clone, Debug)]
 pub struct TimeMixTrace {
-    /// What the operator was given, per token `[batch, time, heads, head_size]`: receptance r, log decay ln w, replacement
+    /// Input of the recurrence, per token `[batch, time, heads, head_size]`: receptance r, log decay ln w, replacement
     /// key k̃, value v, removal direction -κ̂ and removal weight κ̂ ⊙ a.
     pub input: Wkv7Input,
     /// State before the first token, `[batch, heads, value, key]`.

@@ -4,8 +4,7 @@ use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 
 use crate::fused;
 
-/// How much of each row of a batch is real: all of it, or its first positions, the rest being padding, which must not
-/// change anyone's result.
+/// Number of real tokens in each row of a batch. The positions after them are padding, which changes no result.
 #[derive(Clone, Debug)]
 pub struct Lengths {
     ragged: Option<Ragged>,
