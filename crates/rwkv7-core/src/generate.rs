@@ -252,3 +252,89 @@ impl<M: ChannelMixer> Iterator for Text<'_, '_, M> {
         }
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use burn::tensor::Device;
+
+    use super::*;
+    use crate::{Rwkv7Config, Rwkv7Lm, sampling::SamplerConfig, tokenizer::ByteTokenizer};
+
+    fn model() -> Rwkv7Lm {
+        Rwkv7Config::new(300, 2, 64).init(&Device::default())
+    }
+
+    fn greedy(model: &Rwkv7Lm) -> Generator<'_, crate::layers::ChannelMix> {
+        let config = SamplerConfig {
+            temperature: 0.0,
+            // Without it a model that has learned nothing repeats itself.
+            presence_penalty: 10.0,
+            ..Default::default()
+        };
+        Generator::new(model, Sampler::new(config).unwrap())
+    }
+
+    #[test]
+    fn a_text_goes_on_from_a_state_and_its_unread_token() {
+        let model = model();
+        let whole = {
+            let mut generator = greedy(&model).with_max_tokens(6);
+            generator.read(&[1, 2, 3]).unwrap();
+            generator.map(Result::unwrap).collect::<Vec<u32>>()
+        };
+        assert_eq!(whole.len(), 6);
+        // A new sampler has not counted the first three tokens, so both ways to the second three start with one.
+        let three = |generator: Generator<'_, _>| -> (Vec<u32>, State, Option<u32>) {
+            let mut generator = generator.with_max_tokens(3);
+            let ids = generator.by_ref().map(Result::unwrap).collect();
+            let (state, unread) = generator.into_state();
+            (ids, state, unread)
+        };
+        let mut first = greedy(&model);
+        first.read(&[1, 2, 3]).unwrap();
+        let (ids, state, unread) = three(first);
+        assert_eq!(ids, whole[..3]);
+        assert_eq!(unread, Some(whole[2]));
+
+        let (split, ..) = three(greedy(&model).with_state(state, unread));
+        let mut again = greedy(&model);
+        again.read(&[&[1, 2, 3], &whole[..3]].concat()).unwrap();
+        assert_eq!(split, three(again).0);
+    }
+
+    #[test]
+    fn a_stop_id_ends_the_text_and_stays_unread() {
+        let model = model();
+        let mut all = greedy(&model).with_max_tokens(4);
+        all.read(&[5]).unwrap();
+        let ids: Vec<u32> = all.map(Result::unwrap).collect();
+        let mut stopped = greedy(&model).with_stop(&ids[2..3]);
+        stopped.read(&[5]).unwrap();
+        let found: Vec<u32> = stopped.by_ref().map(Result::unwrap).collect();
+        assert_eq!(found, ids[..2]);
+        assert_eq!(stopped.drawn(), 3);
+        assert_eq!(stopped.into_state().1, Some(ids[2]));
+    }
+
+    #[test]
+    fn text_is_made_of_the_tokenizers_ids_only() {
+        let model = model();
+        let mut generator = greedy(&model).with_max_tokens(40);
+        let pieces = generator.text(&ByteTokenizer, "abc").unwrap();
+        assert_eq!(pieces.prompt_tokens(), 4);
+        let pieces: Vec<String> = pieces.collect::<Result<_, _>>().unwrap();
+        assert!(!pieces.is_empty());
+        assert!(generator.drawn() <= 40);
+    }
+
+    #[test]
+    fn tokens_that_cannot_be_read_are_named() {
+        let model = model();
+        let mut generator = greedy(&model);
+        let error = generator.next().unwrap().unwrap_err();
+        assert!(error.to_string().contains("give a prompt"), "{error}");
+        let error = generator.read(&[1, 300]).unwrap_err().to_string();
+        assert!(error.contains("token id 300 at position 1"), "{error}");
+    }
+}
