@@ -77,7 +77,8 @@ pub type Rwkv7Lm = Rwkv7<ChannelMix>;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
-/// A safetensors file with the official names; the second adapter makes f32 parameters whatever the file's dtype is:
+/// A safetensors file with the official names. The second adapter makes f32 parameters whatever the file's dtype is; for a `.pth`,
+/// `ModuleSnapshot::apply` takes the tensors of the store and this adapter:
 ///
 /// ```
 /// use burn::tensor::{DType, Device};

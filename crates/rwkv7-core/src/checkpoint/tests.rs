@@ -7,8 +7,8 @@ use burn::{
     tensor::{DType, Device, Int, Tensor, TensorData},
 };
 use burn_store::{
-    FloatCastAdapter, ModuleAdapter, ModuleSnapshot, PyTorchToBurnAdapter, PytorchStore,
-    SafetensorsStore,
+    FloatCastAdapter, ModuleAdapter, ModuleSnapshot, ModuleStore, PyTorchToBurnAdapter,
+    PytorchStore, SafetensorsStore,
 };
 
 use super::{Checkpoint, Format, load, save};
@@ -70,21 +70,26 @@ fn burn_store_loads_official_files() {
     let folder = tempfile::tempdir().unwrap();
     let device = Device::default();
     for (path, config, expected) in models() {
+        let mut store = PytorchStore::from_file(&path);
         let mut model = config.init(&device);
-        model
-            .load_from(&mut PytorchStore::from_file(&path))
-            .unwrap();
-        let dtype = model.head.weight.val().dtype();
-        if dtype == DType::F32 {
+        model.load_from(&mut store).unwrap();
+        if model.head.weight.val().dtype() == DType::F32 {
             assert_eq!(logits(&model), expected, "{}", path.display());
         }
+
+        // As f32 whatever the dtype of the file is.
+        let adapter = PyTorchToBurnAdapter.chain(FloatCastAdapter::to(DType::F32));
+        let tensors = store.get_all_tensors().unwrap().values().cloned().collect();
+        let mut model = config.init(&device);
+        let result = model.apply(tensors, None, Some(Box::new(adapter.clone())), true);
+        assert!(result.missing.is_empty() && result.errors.is_empty());
+        assert_eq!(logits(&model), expected, "{}", path.display());
 
         let safetensors = folder.path().join("official.safetensors");
         Checkpoint::open(&path)
             .unwrap()
             .save(&config, &safetensors, Format::Official, None)
             .unwrap();
-        let adapter = PyTorchToBurnAdapter.chain(FloatCastAdapter::to(DType::F32));
         let mut store = SafetensorsStore::from_file(&safetensors).with_from_adapter(adapter);
         let mut model = config.init(&device);
         model.load_from(&mut store).unwrap();
