@@ -441,9 +441,10 @@ fn states_are_saved_and_fit_only_their_model() {
     let (first, second) = golden.tokens.split_at(20);
     let (_, state) = model.forward(row(first, &device), None);
     assert_eq!(state.num_values(), config.num_state_values());
-    state.save(&path, &config).unwrap();
+    state.save(&path, &config, Some(7)).unwrap();
     let zero = model.zero_state(1, &device);
-    let loaded = zero.load(&path, &config).unwrap();
+    let (loaded, unread) = zero.load(&path, &config).unwrap();
+    assert_eq!(unread, Some(7));
     let (logits, _) = model.forward(row(second, &device), Some(loaded));
     assert!(difference(&values(logits), &golden.logits[20 * config.vocab_size..]) < 1e-4);
 
@@ -466,7 +467,7 @@ fn states_are_saved_and_fit_only_their_model() {
         safetensors::serialize_to_file(tensors, None, &silent).unwrap();
     };
     save("");
-    zero.load(&silent, &config).unwrap();
+    assert_eq!(zero.load(&silent, &config).unwrap().1, None);
     refused(&silent, &["blocks.0.att.shift", "[1, 32]", "[1, 64]"]);
     save("att.shift");
     let error = zero.load(&silent, &config).unwrap_err().to_string();

@@ -383,7 +383,7 @@ fn only_ids_of_the_tokenizer_are_generated() {
         head_size: 16,
         ..Rwkv7Config::new(2048, 1, 32)
     };
-    let network = config.init(&device, 0);
+    let network = config.init(&device);
     checkpoint::save(&path, &config, &network, Format::Official, None).unwrap();
     let model = path.to_str().unwrap();
     let printed = place.json(&[
@@ -609,7 +609,7 @@ fn a_saved_state_goes_on_with_the_next_token() {
     let path = golden("../../models/reverse-rwkv7/model.safetensors");
     let (config, network) = checkpoint::load(path.as_ref(), &device).unwrap();
     let state = network.zero_state(1, &device);
-    state.save(&place.path("old.st"), &config).unwrap();
+    state.save(&place.path("old.st"), &config, None).unwrap();
     let old = [
         "generate",
         "--model",

@@ -87,7 +87,7 @@ fn meta_state(half: MetaStateConfig, device: &Device) -> MetaStateLm {
         ..Rwkv7Config::new(61, 2, 32)
     };
     let config = base.with_ffn(half);
-    config.init(device, 0).map(&mut Shake)
+    config.init(device).map(&mut Shake)
 }
 
 /// Logits of the whole sequence and token by token, and the gradient of the embedding.

@@ -121,7 +121,7 @@ fn train<S: ChannelMixerConfig>(
         diagnostics: false,
         precision,
     };
-    let mut model = Trainee::new(config.init(&device, 0), settings);
+    let mut model = Trainee::new(config.init(&device), settings);
     let mut optimizer = OptimizerConfig::default().init();
     let mut seconds = Vec::new();
     for step in 0..args.warmup + args.steps {
@@ -156,7 +156,7 @@ fn generate<S: ChannelMixerConfig>(
     tokens: usize,
     repetitions: usize,
 ) -> Result<Vec<f64>, Box<dyn Error + Send + Sync>> {
-    let model = config.init(device, 0);
+    let model = config.init(device);
     let mut seconds = Vec::new();
     for _ in 0..repetitions {
         let mut state = model.zero_state(1, device);

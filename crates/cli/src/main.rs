@@ -6,7 +6,6 @@ mod device;
 mod memory;
 mod model;
 mod output;
-mod state;
 
 use std::{error::Error, process::ExitCode};
 

@@ -1,9 +1,11 @@
-//! The choices that the paper leaves open, as data: every field names the equation it interprets.
+//! The choices that the paper leaves open, as data. Every field names the equation that it interprets.
 
 use std::fmt;
 
+use burn::config::Config;
 use rwkv7_core::{
     config::{ChannelMixerConfig, ConfigError, LayerDims},
+    config_setters,
     init::LayerInit,
     ops::Side,
 };
@@ -18,35 +20,35 @@ use crate::MetaState;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Oms {
-    /// One `W_oms [n, C]` for all heads, whose contributions add up: the only reading of eq. 4 in which the shapes fit. All
-    /// heads together write no more than n directions.
+    /// One `W_oms [n, C]` for all heads, whose contributions add up. This is the only reading of eq. 4 in which the shapes fit. All
+    /// heads together write at most n directions.
     Shared,
     /// A `W_oms [n, C]` of its own for each head.
     PerHead,
 }
 
-/// What W_sse is, which turns the query x' into z (eq. 1).
+/// The matrix W_sse, which turns the query x' into z (eq. 1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Sse {
     /// The whole state of the head, `[N, N]`.
     State,
-    /// The first n rows and columns of the state ("top-left submatrix"), n from 2 to N; z has n channels, and so has everything
-    /// after it. κ̂ is cut off, not normalised again.
+    /// The first n rows and columns of the state ("top-left submatrix"), n from 2 to N. z, ms and the layer norm then have n
+    /// channels. κ̂ is cut off and not normalised again.
     TopLeft(usize),
     /// `W_1 W_2 S` with learned `W_1 [N, r]`, `W_2 [r, N]` for each head, r from 1 to N: r combinations of the state's rows (of its
     /// columns, read along the key side).
     LowRank(usize),
-    /// `W_in S` with one learned `W_in [N, N]` for all heads: the expansion of eq. 7, which a model that has not grown does without.
+    /// `W_in S` with one learned `W_in [N, N]` for all heads: the expansion of eq. 7, which the paper has in grown models only.
     Projected,
     /// Each head's z is a learned mixture of what all heads read: the state as one block matrix, times `mix ⊗ I`.
     HeadMixed,
-    /// A learned `[N, N]` for each head instead of the state: what the layer would be without its idea. Only with
-    /// [`Side::Value`], as no state is read.
+    /// A learned `[N, N]` for each head instead of the state: the layer without its idea, for comparison. No state is read, so
+    /// only [`Side::Value`] is allowed.
     Learned,
 }
 
-/// Which direction of ms a token removes (eq. 3).
+/// The direction that a token removes from ms (eq. 3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Removal {
@@ -61,33 +63,43 @@ pub enum Removal {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Scale {
-    /// As it is.
+    /// Unchanged.
     None,
-    /// Times a constant above 0: the layer norm of eq. 4 undoes it but for its epsilon, which counts c⁻⁶ times as much.
+    /// Times a constant c above 0. The layer norm of eq. 4 undoes the factor, but its epsilon counts c⁻⁶ times as much.
     Constant(f64),
     /// z/|z|: every token weighs the same.
     L2,
 }
 
 /// Configuration of [`MetaState`](crate::MetaState). In JSON also `"paper"` or `"practical"`.
+///
+/// ```
+/// use meta_state::{MetaStateConfig, Removal};
+///
+/// let config = MetaStateConfig::paper().with_removal(Removal::Own);
+/// let json = serde_json::to_string(&config)?;
+/// assert_eq!(serde_json::from_str::<MetaStateConfig>(&json)?, config);
+/// assert_eq!(serde_json::from_str::<MetaStateConfig>(r#""paper""#)?, MetaStateConfig::paper());
+/// # Ok::<(), serde_json::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct MetaStateConfig {
     /// Eq. 4: one W_oms or one for each head.
     pub oms: Oms,
-    /// Eq. 1: what W_sse is.
+    /// Eq. 1: the matrix W_sse.
     pub sse: Sse,
-    /// Eq. 1: from which side the state is read. Along the value side z has the key's channels, which w and κ̂ of eq. 3 belong to;
-    /// along the key side it has the value's, and eq. 3 is applied to them all the same.
+    /// Eq. 1: the side from which the state is read. Along the value side, z has the channels of the key, to which w and κ̂ of eq. 3
+    /// belong. Along the key side, z has the channels of the value, and eq. 3 is applied to them all the same.
     pub side: Side,
     /// Eq. 3: the removal key of ms.
     pub removal: Removal,
-    /// Eq. 2: whether the mean over z's channels is taken out after the ReLU. With z ≥ 0 ms has one dominant direction.
+    /// Eq. 2: whether the mean over z's channels is subtracted after the ReLU. With z ≥ 0, ms has one dominant direction.
     pub center: bool,
     /// Eq. 2: the size of z.
     pub scale: Scale,
-    /// Eq. 6: whether x' is mixed with the token before it, as RWKV's channel mixing does; the paper does not say.
+    /// Eq. 6: whether x' is mixed with that of the token before, as in RWKV's channel mixing. The paper does not say.
     pub token_shift: bool,
-    /// Eq. 4: whether the layer norm has a scale and a shift for each channel of each head; the paper does not say.
+    /// Eq. 4: whether the layer norm has a scale and a shift for each channel of each head. The paper does not say.
     pub norm_affine: bool,
     /// Eq. 3: whether gradients stop at the decay, removal key and in-context rate on their way from ms to time mixing.
     pub detach_decay: bool,
@@ -112,9 +124,9 @@ impl MetaStateConfig {
         }
     }
 
-    /// What measures best (`docs/src/meta-state.md`): a W_oms for each head, the state read along its key side, z itself as the
-    /// removal key of ms, and a layer norm that is soft. With z scaled down and a large epsilon it leaves the size of what was
-    /// read in place, and its gradient is never steep.
+    /// The choices that measured best (`docs/src/meta-state.md`): a W_oms for each head, the state read along its key side, z itself
+    /// as the removal key of ms, and a soft layer norm. With z scaled down and a large epsilon, the layer norm keeps the size of its
+    /// input, and its gradient is never steep.
     pub fn practical() -> Self {
         Self {
             oms: Oms::PerHead,
@@ -126,6 +138,19 @@ impl MetaStateConfig {
         }
     }
 
+    config_setters! {
+        with_oms(oms: Oms);
+        with_sse(sse: Sse);
+        with_side(side: Side);
+        with_removal(removal: Removal);
+        with_center(center: bool);
+        with_scale(scale: Scale);
+        with_token_shift(token_shift: bool);
+        with_norm_affine(norm_affine: bool);
+        with_detach_decay(detach_decay: bool);
+        with_norm_eps(norm_eps: f64);
+    }
+
     /// Number n of z's channels for heads of `head_size`.
     pub fn size(&self, head_size: usize) -> usize {
         match self.sse {
@@ -134,6 +159,8 @@ impl MetaStateConfig {
         }
     }
 }
+
+impl Config for MetaStateConfig {}
 
 impl Default for MetaStateConfig {
     fn default() -> Self {
@@ -218,7 +245,7 @@ impl ChannelMixerConfig for MetaStateConfig {
             return Err(match shape("ms.W_oms") {
                 None => "no Meta-State model: blocks.0.ms.W_oms is missing".into(),
                 Some(_) => "the file does not say its configuration, which the shapes of a Meta-State model do not show; \
-                            put the config.json of its training run beside it"
+                            put the config.json of its model beside it"
                     .into(),
             });
         };
@@ -236,7 +263,7 @@ impl ChannelMixerConfig for MetaStateConfig {
     }
 }
 
-/// A preset's name, or an object of which every field may be left out; what is left out is `practical`.
+/// A preset's name, or an object. The object may leave out any field, which then has the value of `practical`.
 impl<'de> Deserialize<'de> for MetaStateConfig {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         #[derive(Deserialize)]

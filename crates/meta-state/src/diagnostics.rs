@@ -1,7 +1,7 @@
-//! What the layer measures of itself while it runs: whether ms says anything, and whether its values stay in range.
+//! The layer's measurements of itself while it runs: whether ms tells tokens apart, and whether its values stay in range.
 //!
-//! z is never negative, so ms is a sum of non-negative matrices with one dominant direction, and what is read of it may be
-//! almost the same at every token. The effective rank shows that.
+//! z is never negative, so ms is a sum of non-negative matrices and has one dominant direction. The read of ms may then be almost
+//! the same at every token, which the effective rank shows.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -52,7 +52,7 @@ impl Diagnostics {
         }
     }
 
-    /// Measures what was read of ms, `u`, and its layer norm, both `[batch, time, heads, n]`.
+    /// Measures the read of ms, `u`, and its layer norm, both `[batch, time, heads, n]`.
     pub fn read(&self, u: &Tensor<4>, normal: &Tensor<4>) {
         let mut slot = self.slot();
         if slot.on {
@@ -98,7 +98,7 @@ pub fn effective_rank(rows: Tensor<4>) -> f64 {
     values.chunks(size * size).map(rank).sum::<f64>() / heads as f64
 }
 
-/// Mean cosine between what neighbouring tokens have in `[batch, time, heads, n]`; 1 for a single token.
+/// Mean cosine between the rows of neighbouring tokens in `[batch, time, heads, n]`; 1 for a single token.
 pub fn cosine_of_neighbours(rows: Tensor<4>) -> f64 {
     let time = rows.dims()[1];
     if time == 1 {

@@ -12,7 +12,7 @@ use rwkv7_core::{
     config::LayerDims,
     init::LayerInit,
     layers::{
-        ChannelMixer, LayerNorm, Span, TimeMixTrace, check_state, head_norm, last_token,
+        ChannelMixer, LayerNorm, Lengths, TimeMixTrace, check_state, head_norm, last_token,
         token_shift, zero_state,
     },
     ops::{Side, Wkv7Input, narrow, read_states, unit, widen, wkv7},
@@ -24,7 +24,7 @@ use crate::{
     diagnostics::{Diagnostics, MEASUREMENTS},
 };
 
-/// The Meta-State layer. Fields are named like the checkpoint's tensors `blocks.{i}.ms.…`.
+/// The Meta-State layer. The fields bear the names of the checkpoint's tensors `blocks.{i}.ms.…`.
 #[derive(Module, Debug)]
 pub struct MetaState {
     /// Token-shift mix, `[1, 1, C]`; with [`token_shift`](MetaStateConfig::token_shift).
@@ -33,15 +33,15 @@ pub struct MetaState {
     pub sse1: Option<Param<Tensor<3>>>,
     /// Second factor of the query, `[H, r, N]`; with [`Sse::LowRank`].
     pub sse2: Option<Param<Tensor<3>>>,
-    /// What the query is multiplied with before the state, `[N, N]`; with [`Sse::Projected`].
+    /// Factor of the query before the state, `[N, N]`; with [`Sse::Projected`].
     pub W_in: Option<Param<Tensor<2>>>,
-    /// How much of each head's read (column) enters each head's z (row), `[H, H]`; with [`Sse::HeadMixed`].
+    /// Weights of each head's read (columns) in each head's z (rows), `[H, H]`; with [`Sse::HeadMixed`].
     pub mix: Option<Param<Tensor<2>>>,
-    /// What is read instead of the state, `[H, N, N]`; with [`Sse::Learned`].
+    /// Read instead of the state, `[H, N, N]`; with [`Sse::Learned`].
     pub W_sse: Option<Param<Tensor<3>>>,
     /// Scale and shift of each head's layer norm, `[H n]`; with [`norm_affine`](MetaStateConfig::norm_affine).
     pub ln: Option<LayerNorm>,
-    /// Out of ms, `[1, n, C]` or `[H, n, C]`.
+    /// From the read of ms to the residual stream, `[1, n, C]` or `[H, n, C]`.
     pub W_oms: Param<Tensor<3>>,
     #[module(skip)]
     config: MetaStateConfig,
@@ -55,7 +55,7 @@ pub struct MetaState {
     precision: MatmulPrecision,
 }
 
-/// What the Meta-State layer carries from token to token.
+/// State of [`MetaState`].
 #[derive(Clone, Debug)]
 pub struct MetaStateState {
     /// The state of the state, `[batch, heads, n, n]`, f32.
@@ -65,7 +65,7 @@ pub struct MetaStateState {
 }
 
 impl MetaState {
-    /// The layer with its initial values: W_oms is zero, so that the block starts as time mixing alone.
+    /// The layer with its initial values. W_oms is zero: the block starts as time mixing alone.
     pub(crate) fn new(config: &MetaStateConfig, dims: &LayerDims, init: &LayerInit) -> Self {
         let (heads, head_size, width) = (dims.n_head(), dims.head_size, dims.n_embd);
         let size = config.size(head_size);
@@ -148,7 +148,7 @@ impl MetaState {
     }
 
     /// z as it enters ms, zero at padding.
-    fn encode(&self, x: Tensor<4>, trace: &TimeMixTrace, span: &Span) -> Tensor<4> {
+    fn encode(&self, x: Tensor<4>, trace: &TimeMixTrace, lengths: &Lengths) -> Tensor<4> {
         let z = activation::relu(self.read(x, trace));
         self.diagnostics.encoded(&z);
         let z = if self.config.center {
@@ -163,10 +163,12 @@ impl MetaState {
         };
         let [batch, time, heads, size] = z.dims();
         let flat = z.reshape([batch, time, heads * size]);
-        span.clear_padding(flat).reshape([batch, time, heads, size])
+        lengths
+            .clear_padding(flat)
+            .reshape([batch, time, heads, size])
     }
 
-    /// What the recurrence of ms is given.
+    /// Input of the recurrence of ms.
     fn evolution(&self, z: Tensor<4>, trace: &TimeMixTrace) -> Wkv7Input {
         let size = z.dims()[3];
         let cut = |x: Tensor<4>| {
@@ -252,7 +254,7 @@ impl ChannelMixer for MetaState {
         &self,
         h: Tensor<3>,
         trace: &TimeMixTrace,
-        span: &Span,
+        lengths: &Lengths,
         state: MetaStateState,
     ) -> (Tensor<3>, MetaStateState) {
         let [batch, time, width] = h.dims();
@@ -261,7 +263,7 @@ impl ChannelMixer for MetaState {
         let (x, shift) = match (&self.x_k, state.shift) {
             (Some(x_k), Some(last)) => {
                 check_state("ms.shift", &last, [batch, width]);
-                let shift = last_token(&h, &last, span);
+                let shift = last_token(&h, &last, lengths);
                 (token_shift(h, last, x_k.val()), Some(shift))
             }
             (None, None) => (h, None),
@@ -275,7 +277,7 @@ impl ChannelMixer for MetaState {
             }
         };
         let x = widen(x).reshape([batch, time, self.n_head, self.head_size]);
-        let z = self.encode(x, trace, span);
+        let z = self.encode(x, trace, lengths);
         let (u, ms) = wkv7(self.evolution(z, trace), state.ms);
         let out = self.recombine(self.norm(u));
         (out, MetaStateState { ms, shift })

@@ -1,10 +1,27 @@
-//! The architecture as data: every dimension is a field, nothing is derived from a name.
+//! The architecture as data: every dimension is a field, and no dimension follows from a name.
 
 use std::borrow::Cow;
 
+use burn::config::Config;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::layers::{ChannelMixConfig, ChannelMixer};
+
+/// Setters as Burn's `derive(Config)` makes them. The derive takes no generic types and knows no attributes of `serde`.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! config_setters {
+    ($($setter:ident($field:ident: $type:ty);)*) => {
+        $(
+            #[doc = concat!("Sets [`", stringify!($field), "`](Self::", stringify!($field), ").")]
+            #[must_use]
+            pub fn $setter(mut self, $field: $type) -> Self {
+                self.$field = $field;
+                self
+            }
+        )*
+    };
+}
 
 /// Dimensions of a model that every layer sees.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -28,16 +45,16 @@ impl LayerDims {
     }
 }
 
-/// Configuration of what a block does after time mixing.
+/// Configuration of a [`ChannelMixer`].
 ///
-/// Implemented by [`ChannelMixConfig`] here; other crates implement it for their own layers.
+/// [`ChannelMixConfig`] is RWKV-7's. Other crates implement the trait for their own layers.
 pub trait ChannelMixerConfig:
     Clone + std::fmt::Debug + PartialEq + Serialize + DeserializeOwned + Send + Sync + 'static
 {
     /// The layer that this configuration builds.
     type Layer: ChannelMixer;
 
-    /// Name of the architecture that this channel mixer makes RWKV-7 into, as files and the command line call it.
+    /// Name that files have for the architecture of RWKV-7 with this channel mixer.
     const ARCHITECTURE: &'static str;
 
     /// Checks the configuration against the model's dimensions.
@@ -50,25 +67,26 @@ pub trait ChannelMixerConfig:
     /// Exact number of parameters of one layer.
     fn num_params(&self, dims: &LayerDims) -> usize;
 
-    /// The configuration of the layers in a checkpoint, from the shapes of the first one's tensors (`ffn.key.weight`) and
-    /// what the file says of its channel mixer.
+    /// The configuration of the channel mixers in a checkpoint: `shape` gives the shape of a tensor of block 0 by its name
+    /// (`ffn.key.weight`), and `declared` is the file's own description of the configuration, if it has one.
     ///
     /// # Errors
     ///
-    /// What is missing and what to do, for people.
+    /// A sentence for people that says what is missing and what to do.
     fn of_checkpoint(
         shape: &dyn Fn(&str) -> Option<Vec<usize>>,
         declared: Option<&serde_json::Value>,
     ) -> Result<Self, String>;
 
-    /// Number of values that one layer carries from token to token, for one sequence.
+    /// Number of values in the state of one layer, for one sequence.
     fn num_state_values(&self, dims: &LayerDims) -> usize;
 
-    /// Builds layer `init.layer()` with its initial values, for a configuration that [`validate`](Self::validate) accepts.
+    /// Builds the channel mixer of block `init.layer()` with its initial values, for a configuration that
+    /// [`validate`](Self::validate) accepts.
     fn init(&self, dims: &LayerDims, init: &crate::init::LayerInit) -> Self::Layer;
 }
 
-/// What is wrong with a configuration.
+/// A configuration that no model can have.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum ConfigError {
     /// A field holds a value that no model can have.
@@ -102,9 +120,24 @@ impl ConfigError {
     }
 }
 
-/// Configuration of an RWKV-7 model whose blocks end in the channel mixer `S`.
+/// Configuration of an RWKV-7 model whose channel mixers are configured by `S`.
 ///
-/// Symbols are those of the RWKV-7 paper (arXiv 2503.14456) and of the official training code.
+/// The symbols are those of the RWKV-7 paper (arXiv 2503.14456) and of the official training code.
+///
+/// ```
+/// use burn::{config::Config, tensor::Device};
+/// use rwkv7_core::Rwkv7Config;
+///
+/// let config = Rwkv7Config::new(256, 2, 128).with_head_size(32).with_decay_rank(16);
+/// let model = config.init(&Device::default());
+/// assert_eq!(model.blocks.len(), 2);
+///
+/// let folder = tempfile::tempdir()?;
+/// let path = folder.path().join("config.json");
+/// config.save(&path)?;
+/// assert_eq!(Rwkv7Config::load(&path)?, config);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rwkv7Config<S = ChannelMixConfig> {
@@ -130,18 +163,17 @@ pub struct Rwkv7Config<S = ChannelMixConfig> {
     /// Epsilon of the per-head group norm; 64e-5 whatever the head size.
     #[serde(default = "group_norm_eps")]
     pub group_norm_eps: f64,
-    /// Width E of the embedding where it is not C: `blocks.0.lift [E, C]` leads from one to the other. In models that were
-    /// grown.
+    /// Width E of the embedding of a grown model, if it is not C: `blocks.0.lift [E, C]` leads from E to C.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub embed_width: Option<usize>,
-    /// Channels of each head over which mean and variance of its norms are taken, where not all: the first ones. In models whose
-    /// heads were grown by others than copies.
+    /// Number of channels of each head, from the first, over which its norms take mean and variance; all channels if none.
+    /// Grown models have it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub norm_prefix: Option<usize>,
-    /// Whether the embedding is normalised by `blocks.0.ln0`; false where a checkpoint has it folded into the table.
+    /// Whether `blocks.0.ln0` normalises the embedding; false if a checkpoint has the norm folded into the table.
     #[serde(default = "yes")]
     pub embedding_norm: bool,
-    /// What follows time mixing in every block; `second_half` in older files.
+    /// The channel mixer; `second_half` in older files.
     #[serde(alias = "second_half")]
     pub ffn: S,
 }
@@ -163,7 +195,7 @@ fn rank(x: f64) -> usize {
     ((x / 32.0).round_ties_even() as usize * 32).max(32)
 }
 
-/// (name, L, C, decay/in-context rank, value rank, gate rank, V) of the published models, reference `rwkv7.md` 2.2.
+/// (name, L, C, decay/in-context rank, value rank, gate rank, V) of the published models, read off their tensors.
 const PRESETS: &[(&str, usize, usize, usize, usize, usize, usize)] = &[
     ("pile-168m", 12, 768, 64, 32, 128, 50304),
     ("pile-421m", 24, 1024, 64, 64, 128, 50304),
@@ -175,6 +207,8 @@ const PRESETS: &[(&str, usize, usize, usize, usize, usize, usize)] = &[
     ("g1-7.2b", 32, 4096, 128, 96, 480, 65536),
     ("g1-13.3b", 61, 4096, 192, 128, 384, 65536),
 ];
+
+impl<S: ChannelMixerConfig> Config for Rwkv7Config<S> {}
 
 impl Rwkv7Config<ChannelMixConfig> {
     /// A model of this size with head size 64, feed-forward width 4C and the low-rank widths of the official training
@@ -195,9 +229,7 @@ impl Rwkv7Config<ChannelMixConfig> {
             embed_width: None,
             norm_prefix: None,
             embedding_norm: true,
-            ffn: ChannelMixConfig {
-                ffn_size: 4 * n_embd,
-            },
+            ffn: ChannelMixConfig::new(4 * n_embd),
         }
     }
 
@@ -230,6 +262,19 @@ impl Rwkv7Config<ChannelMixConfig> {
 }
 
 impl<S> Rwkv7Config<S> {
+    config_setters! {
+        with_head_size(head_size: usize);
+        with_decay_rank(decay_rank: usize);
+        with_in_context_rank(in_context_rank: usize);
+        with_value_rank(value_rank: usize);
+        with_gate_rank(gate_rank: usize);
+        with_layer_norm_eps(layer_norm_eps: f64);
+        with_group_norm_eps(group_norm_eps: f64);
+        with_embed_width(embed_width: Option<usize>);
+        with_norm_prefix(norm_prefix: Option<usize>);
+        with_embedding_norm(embedding_norm: bool);
+    }
+
     /// The same dimensions with another channel mixer.
     pub fn with_ffn<T>(&self, ffn: T) -> Rwkv7Config<T> {
         Rwkv7Config {
@@ -324,7 +369,7 @@ impl<S: ChannelMixerConfig> Rwkv7Config<S> {
 
     /// Exact number of parameters that the model holds.
     ///
-    /// Layer 0 has no value residual, hence no `v0`, `v1`, `v2`; see [`Self::num_params_official`].
+    /// Layer 0 has no value residual and so no `v0`, `v1`, `v2`; see [`Self::num_params_official`].
     pub fn num_params(&self) -> usize {
         let c = self.n_embd;
         let ranks = self.decay_rank + self.in_context_rank + self.value_rank + self.gate_rank;

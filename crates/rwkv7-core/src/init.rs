@@ -1,15 +1,19 @@
-//! RWKV-7's initial values. They are part of the model: with others it trains worse.
+//! RWKV-7's initial values. They are part of the model, which trains worse with others.
 //!
-//! With n the channel, d = n/C, q = 1 - l/L and ρ = l/(L-1) for layer l of L; see reference `RWKV-v7/train_temp/src/model.py`.
-//! Random values come from a generator seeded by (seed, tensor name): they depend neither on the device nor on the order
-//! in which parameters are first used.
+//! n is the channel, q = 1 - l/L and ρ = l/(L-1) for layer l of L. Source: official training code,
+//! `RWKV-v7/train_temp/src/model.py`.
+//!
+//! The seed and the name of a tensor decide its random values. They depend neither on the device nor on the order in which
+//! parameters are first used.
+
+pub mod random;
 
 use burn::{
     module::{Param, ParamId},
     nn::{Embedding, Linear},
     tensor::{Device, Shape, Tensor, TensorData},
 };
-use rand::{Rng, RngExt, SeedableRng, rngs::StdRng};
+use rand::RngExt;
 
 use crate::{
     MatmulPrecision,
@@ -17,7 +21,9 @@ use crate::{
     layers::{LayerNorm, TimeMix},
 };
 
-/// Initial values of one layer.
+use random::{named_rng, orthogonal};
+
+/// Makes the parameters of one layer with their initial values.
 #[derive(Clone, Debug)]
 pub struct LayerInit {
     layer: usize,
@@ -84,7 +90,7 @@ impl LayerInit {
         orthogonal_parameter(&name, dims, gain, &self.device, self.seed)
     }
 
-    /// A matrix a head, `[heads, rows, cols]`, each orthogonal times `gain`.
+    /// One matrix for each head, `[heads, rows, cols]`, each orthogonal times `gain`.
     pub fn orthogonal_heads(&self, name: &str, dims: [usize; 3], gain: f64) -> Param<Tensor<3>> {
         let [heads, rows, cols] = dims;
         let name = format!("blocks.{}.{name}", self.layer);
@@ -275,76 +281,6 @@ fn parameter<const D: usize>(
     )
 }
 
-/// A generator for the tensor `name`: FNV-1a over seed and name.
-fn named_rng(seed: u64, name: &str) -> StdRng {
-    let bytes = seed.to_le_bytes().into_iter().chain(name.bytes());
-    let hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    });
-    StdRng::seed_from_u64(hash)
-}
-
-/// A random matrix `[rows, cols]`, row-major: the longer side's vectors orthonormal, times `gain`.
-///
-/// The Q of a QR decomposition of a Gaussian matrix with positive diagonal of R, by Gram-Schmidt applied twice: the
-/// shorter side's vectors, each against all before it.
-fn orthogonal(dims: [usize; 2], gain: f32, rng: &mut impl Rng) -> Vec<f32> {
-    let [rows, cols] = dims;
-    let (count, length) = (rows.min(cols), rows.max(cols));
-    let mut vectors: Vec<Vec<f32>> = Vec::with_capacity(count);
-    for _ in 0..count {
-        let mut x: Vec<f32> = gaussian(length, rng);
-        for _ in 0..2 {
-            for q in &vectors {
-                let along = dot(q, &x);
-                x.iter_mut().zip(q).for_each(|(x, q)| *x -= along * q);
-            }
-        }
-        let scale = 1.0 / dot(&x, &x).sqrt();
-        x.iter_mut().for_each(|x| *x *= scale);
-        vectors.push(x);
-    }
-    let at = |row: usize, col: usize| {
-        gain * if rows <= cols {
-            vectors[row][col]
-        } else {
-            vectors[col][row]
-        }
-    };
-    (0..rows * cols).map(|i| at(i / cols, i % cols)).collect()
-}
-
-/// A dot product in 16 independent sums, which the compiler turns into vector instructions.
-fn dot(a: &[f32], b: &[f32]) -> f32 {
-    let mut sums = [0.0_f32; 16];
-    let (a_chunks, b_chunks) = (a.chunks_exact(16), b.chunks_exact(16));
-    let rest: f32 = a_chunks
-        .remainder()
-        .iter()
-        .zip(b_chunks.remainder())
-        .map(|(a, b)| a * b)
-        .sum();
-    for (a, b) in a_chunks.zip(b_chunks) {
-        for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
-            *sum += a * b;
-        }
-    }
-    rest + sums.iter().sum::<f32>()
-}
-
-/// Standard normal values by the Box-Muller transform.
-fn gaussian(count: usize, rng: &mut impl Rng) -> Vec<f32> {
-    let mut values = Vec::with_capacity(count + 1);
-    while values.len() < count {
-        let radius = (-2.0 * (1.0 - rng.random::<f64>()).ln()).sqrt();
-        let angle = std::f64::consts::TAU * rng.random::<f64>();
-        values.push((radius * angle.cos()) as f32);
-        values.push((radius * angle.sin()) as f32);
-    }
-    values.truncate(count);
-    values
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -375,10 +311,10 @@ mod tests {
         }
     }
 
-    /// Reference `rwkv7.md` 3.1, computed from the official formulas in numpy.
+    /// Computed from the official formulas in numpy.
     #[test]
     fn golden_values() {
-        let model = config().init(&Device::default(), 0);
+        let model = config().init(&Device::default());
         let at = [0, 1, 63, 64, 384, 767];
         let layers = [
             (
@@ -455,43 +391,17 @@ mod tests {
     }
 
     #[test]
-    fn orthogonal_matrices_have_their_gain() {
-        for dims in [[24, 24], [8, 40], [40, 8]] {
-            let m = orthogonal(dims, 0.5, &mut named_rng(1, "m"));
-            let (count, length) = (dims[0].min(dims[1]), dims[0].max(dims[1]));
-            let vector = |i: usize| -> Vec<f32> {
-                (0..length)
-                    .map(|j| {
-                        if dims[0] <= dims[1] {
-                            m[i * dims[1] + j]
-                        } else {
-                            m[j * dims[1] + i]
-                        }
-                    })
-                    .collect()
-            };
-            for i in 0..count {
-                for j in 0..count {
-                    let expected = if i == j { 0.25 } else { 0.0 };
-                    let found = dot(&vector(i), &vector(j));
-                    assert!(
-                        (found - expected).abs() < 1e-5,
-                        "{dims:?}: vectors {i}, {j}: {found}"
-                    );
-                }
-            }
-        }
-    }
-
-    #[test]
     fn a_seed_gives_the_same_model_whatever_is_used_first() {
         let config = Rwkv7Config::new(11, 2, 64);
         let device = Device::default();
-        let (one, two) = (config.init(&device, 3), config.init(&device, 3));
+        let (one, two) = (
+            config.init_seeded(&device, 3),
+            config.init_seeded(&device, 3),
+        );
         let late = values(&one.head.weight);
         let early = values(&one.emb.weight);
         assert_eq!(early, values(&two.emb.weight));
         assert_eq!(late, values(&two.head.weight));
-        assert_ne!(late, values(&config.init(&device, 4).head.weight));
+        assert_ne!(late, values(&config.init_seeded(&device, 4).head.weight));
     }
 }

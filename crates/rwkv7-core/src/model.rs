@@ -1,4 +1,4 @@
-//! The RWKV-7 language model, generic over what follows time mixing in each block.
+//! The RWKV-7 language model, generic over the channel mixer of its blocks.
 
 use burn::{
     module::Module,
@@ -10,7 +10,7 @@ use crate::{
     MatmulPrecision,
     config::{ChannelMixerConfig, Rwkv7Config},
     init::{self, LayerInit},
-    layers::{Block, ChannelMix, ChannelMixer, LayerNorm, Span, project},
+    layers::{Block, ChannelMix, ChannelMixer, LayerNorm, Lengths, project},
     state::State,
 };
 
@@ -24,13 +24,88 @@ pub type Rwkv7Lm = Rwkv7<ChannelMix>;
 /// x      = block_l(x)          l = 0..L
 /// logits = head(ln_out(x))
 /// ```
+///
+/// Running a model over a sequence and token by token gives the same logits:
+///
+/// ```
+/// use burn::tensor::{Device, Int, Tensor};
+/// use rwkv7_core::Rwkv7Config;
+///
+/// let device = Device::default();
+/// let model = Rwkv7Config::new(256, 2, 64).init(&device);
+/// let tokens = Tensor::<2, Int>::from_data([[72, 101, 108, 108, 111]], &device);
+/// let (logits, state) = model.forward(tokens, None);
+/// assert_eq!(logits.dims(), [1, 5, 256]);
+/// let (logits, _state) = model.step(Tensor::from_data([33], &device), state);
+/// assert_eq!(logits.dims(), [1, 256]);
+/// ```
+///
+/// # Loading
+///
+/// [`checkpoint::load`](crate::checkpoint::load) reads every format, finds the configuration in the shapes of the tensors, and
+/// says all that is wrong with a file at once. The fields bear the names of the official checkpoints, so Burn's own loading
+/// works too, for a model whose configuration is known.
+///
+/// A Burn record that [`Format::Burn`](crate::checkpoint::Format::Burn) or `save_file` wrote:
+///
+/// ```
+/// use burn::{module::Module, tensor::Device};
+/// # use rwkv7_core::checkpoint::Checkpoint;
+/// use rwkv7_core::{Rwkv7Config, checkpoint::Format};
+///
+/// # let checkpoint = Checkpoint::open("../../tests/golden/tiny-a.pth".as_ref())?;
+/// # let config: Rwkv7Config = checkpoint.config()?;
+/// # let folder = tempfile::tempdir()?;
+/// # let path = folder.path().join("model.bpk");
+/// checkpoint.save(&config, &path, Format::Burn, None)?;
+/// let model = config.init(&Device::default()).load_file(&path);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// An official `.pth`, by burn-store (`burn::store` with the features `store` and `pytorch`). The store skips the value residual
+/// of layer 0, which is in the file and which no computation reads, and keeps the file's dtype:
+///
+/// ```
+/// use burn::tensor::Device;
+/// use burn_store::{ModuleSnapshot, PytorchStore};
+/// use rwkv7_core::Rwkv7Config;
+///
+/// # let path = "../../tests/golden/tiny-a.pth";
+/// # let config: Rwkv7Config = rwkv7_core::checkpoint::Checkpoint::open(path.as_ref())?.config()?;
+/// let mut model = config.init(&Device::default());
+/// model.load_from(&mut PytorchStore::from_file(path))?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// A safetensors file with the official names. The second adapter makes f32 parameters whatever the file's dtype is; for a `.pth`,
+/// `ModuleSnapshot::apply` takes the tensors of the store and this adapter:
+///
+/// ```
+/// use burn::tensor::{DType, Device};
+/// use burn_store::{
+///     FloatCastAdapter, ModuleAdapter, ModuleSnapshot, PyTorchToBurnAdapter, SafetensorsStore,
+/// };
+/// # use rwkv7_core::checkpoint::{Checkpoint, Format};
+/// use rwkv7_core::Rwkv7Config;
+///
+/// # let checkpoint = Checkpoint::open("../../tests/golden/tiny-a.pth".as_ref())?;
+/// # let config: Rwkv7Config = checkpoint.config()?;
+/// # let folder = tempfile::tempdir()?;
+/// # let path = folder.path().join("model.safetensors");
+/// # checkpoint.save(&config, &path, Format::Official, None)?;
+/// let adapter = PyTorchToBurnAdapter.chain(FloatCastAdapter::to(DType::F32));
+/// let mut store = SafetensorsStore::from_file(&path).with_from_adapter(adapter);
+/// let mut model = config.init(&Device::default());
+/// model.load_from(&mut store)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Module, Debug)]
 pub struct Rwkv7<M: ChannelMixer> {
     /// Token embedding, `[V, C]`.
     pub emb: Embedding,
     /// The blocks.
     pub blocks: Vec<Block<M>>,
-    /// Before the head.
+    /// Layer norm before the head.
     pub ln_out: LayerNorm,
     /// `C -> V`, no bias, not tied to the embedding.
     pub head: Linear,
@@ -39,15 +114,24 @@ pub struct Rwkv7<M: ChannelMixer> {
 }
 
 impl<S: ChannelMixerConfig> Rwkv7Config<S> {
-    /// A model with RWKV-7's initial values (reference `rwkv7.md` 3.1), the same for the same seed on every device.
-    ///
-    /// Parameters are made when they are first used: a model that is loaded from a checkpoint right away never pays for
-    /// its initial values.
+    /// A model with RWKV-7's initial values on `device`: [`init_seeded`](Self::init_seeded) with seed 0.
     ///
     /// # Panics
     ///
     /// If [`validate`](Self::validate) refuses the configuration.
-    pub fn init(&self, device: &Device, seed: u64) -> Rwkv7<S::Layer> {
+    pub fn init(&self, device: &Device) -> Rwkv7<S::Layer> {
+        self.init_seeded(device, 0)
+    }
+
+    /// A model with RWKV-7's [initial values](crate::init) on `device`, the same for the same seed on every device.
+    ///
+    /// A parameter gets its values when it is first used: a model that is loaded from a checkpoint right away never makes its
+    /// initial values.
+    ///
+    /// # Panics
+    ///
+    /// If [`validate`](Self::validate) refuses the configuration.
+    pub fn init_seeded(&self, device: &Device, seed: u64) -> Rwkv7<S::Layer> {
         if let Err(error) = self.validate() {
             panic!("{error}");
         }
@@ -67,8 +151,8 @@ impl<S: ChannelMixerConfig> Rwkv7Config<S> {
         }
     }
 
-    /// Block `layer` (from 0) of such a model with its initial values, for models of your own. Block 0 normalises its input;
-    /// the others read the value that it leaves.
+    /// Block `layer` (from 0) of [`init_seeded`](Self::init_seeded)'s model, for models of your own. Block 0 normalises its input
+    /// and leaves a value, which the other blocks read.
     ///
     /// # Panics
     ///
@@ -100,13 +184,20 @@ impl<S: ChannelMixerConfig> Rwkv7Config<S> {
 }
 
 impl<M: ChannelMixer> Rwkv7<M> {
-    /// Arithmetic of the products with the weight matrices; in f32 unless changed.
+    /// Vocabulary size V.
+    pub fn vocab_size(&self) -> usize {
+        let [vocab_size, _] = self.emb.weight.shape().dims();
+        vocab_size
+    }
+
+    /// Arithmetic of the products with the weight matrices; f32 unless
+    /// [`with_matmul_precision`](Self::with_matmul_precision) changed it.
     pub fn precision(&self) -> MatmulPrecision {
         self.precision
     }
 
-    /// The same model with another arithmetic of the products with its weight matrices. [`MatmulPrecision::check`] says whether the device
-    /// has it; the model panics where it does not.
+    /// The same model with another arithmetic of the products with its weight matrices. The model panics on a device that does
+    /// not have this arithmetic; [`MatmulPrecision::check`] tells whether the device has it.
     pub fn with_matmul_precision(mut self, precision: MatmulPrecision) -> Self {
         self.precision = precision;
         for block in &mut self.blocks {
@@ -130,7 +221,7 @@ impl<M: ChannelMixer> Rwkv7<M> {
         tokens: Tensor<2, Int>,
         state: Option<State<M::State>>,
     ) -> (Tensor<3>, State<M::State>) {
-        self.run(tokens, &Span::full(), state)
+        self.run(tokens, &Lengths::full(), state)
     }
 
     /// [`forward`](Self::forward) for rows of different lengths, padded at the end with any valid token.
@@ -149,8 +240,8 @@ impl<M: ChannelMixer> Rwkv7<M> {
     ) -> (Tensor<3>, State<M::State>) {
         let [batch, time] = tokens.dims();
         assert_eq!(lengths.len(), batch, "one length per row of the batch");
-        let span = Span::new(lengths, time, &tokens.device());
-        self.run(tokens, &span, state)
+        let lengths = Lengths::new(lengths, time, &tokens.device());
+        self.run(tokens, &lengths, state)
     }
 
     /// Logits `[batch, V]` after one more token a row, `tokens [batch]`.
@@ -163,14 +254,14 @@ impl<M: ChannelMixer> Rwkv7<M> {
         (logits.squeeze_dim(1), state)
     }
 
-    /// Reads `tokens [batch, time]` and returns the logits after the last one, `[batch, V]`: what generation needs of a
-    /// prompt, without the head's work for every position.
-    pub fn read(
+    /// Reads `tokens [batch, time]` and returns the logits after the last token only, `[batch, V]`, which is all that generation
+    /// needs of a prompt; the head does no work for the other positions.
+    pub fn prefill(
         &self,
         tokens: Tensor<2, Int>,
         state: Option<State<M::State>>,
     ) -> (Tensor<2>, State<M::State>) {
-        let (x, state) = self.hidden(tokens, &Span::full(), state);
+        let (x, state) = self.hidden(tokens, &Lengths::full(), state);
         let time = x.dims()[1];
         (self.logits(x.narrow(1, time - 1, 1)).squeeze_dim(1), state)
     }
@@ -178,10 +269,10 @@ impl<M: ChannelMixer> Rwkv7<M> {
     fn run(
         &self,
         tokens: Tensor<2, Int>,
-        span: &Span,
+        lengths: &Lengths,
         state: Option<State<M::State>>,
     ) -> (Tensor<3>, State<M::State>) {
-        let (x, state) = self.hidden(tokens, span, state);
+        let (x, state) = self.hidden(tokens, lengths, state);
         (self.logits(x), state)
     }
 
@@ -192,7 +283,7 @@ impl<M: ChannelMixer> Rwkv7<M> {
     fn hidden(
         &self,
         tokens: Tensor<2, Int>,
-        span: &Span,
+        lengths: &Lengths,
         state: Option<State<M::State>>,
     ) -> (Tensor<3>, State<M::State>) {
         let batch = tokens.dims()[0];
@@ -206,7 +297,7 @@ impl<M: ChannelMixer> Rwkv7<M> {
         let mut value_first = None;
         let mut layers = Vec::with_capacity(self.blocks.len());
         for (block, layer) in self.blocks.iter().zip(state.layers) {
-            let (next, layer) = block.forward(x, &mut value_first, span, layer);
+            let (next, layer) = block.forward(x, &mut value_first, lengths, layer);
             x = next;
             layers.push(layer);
         }

@@ -32,7 +32,7 @@ fn model(device: &Device) -> Rwkv7Lm {
         ..Rwkv7Config::new(VOCAB, 3, 32)
     };
     config.validate().unwrap();
-    config.init(device, 0).map(&mut Shake)
+    config.init(device).map(&mut Shake)
 }
 
 #[test]
@@ -105,8 +105,8 @@ fn step_and_any_split_give_the_logits_of_forward() {
         assert_same_state(&state, &last, "split");
     }
 
-    let (read, _) = model.read(row(&TOKENS, &device), None);
-    assert!(difference(&values(read), &whole[whole.len() - VOCAB..]) < 1e-5);
+    let (prefilled, _) = model.prefill(row(&TOKENS, &device), None);
+    assert!(difference(&values(prefilled), &whole[whole.len() - VOCAB..]) < 1e-5);
 }
 
 #[test]
@@ -177,7 +177,7 @@ fn a_later_token_changes_no_earlier_logit() {
 fn initial_loss_is_log_of_the_vocabulary_and_a_little() {
     let device = Device::default();
     for (vocab, width) in [(2000, 128), (4096, 256)] {
-        let model = Rwkv7Config::new(vocab, 2, width).init(&device, 0);
+        let model = Rwkv7Config::new(vocab, 2, width).init(&device);
         let token = |i: usize| ((i * 7919 + 13) % vocab) as i32;
         let tokens: Vec<i32> = (0..vocab).map(token).collect();
         let targets: Vec<i32> = (0..vocab).map(|i| token(i + 1)).collect();

@@ -1,4 +1,4 @@
-//! Which parameters are trained how: RWKV-7's groups, part of the model because other groups train worse.
+//! RWKV-7's parameter groups and its AdamW. The groups are part of the model, which trains worse with others.
 //!
 //! | group | members | learning rate | weight decay |
 //! |---|---|---|---|
@@ -22,7 +22,22 @@ pub use crate::ops::sum_of_squares;
 /// Factor on the learning rate of [`decay_bias`].
 pub const DECAY_BIAS_RATE: f64 = 2.0;
 
-/// AdamW as RWKV-7 is trained with.
+/// AdamW with RWKV-7's defaults.
+///
+/// ```
+/// use burn::{module::Module, optim::GradientsParams, tensor::{Device, Int, Tensor}};
+/// use rwkv7_core::{Rwkv7Config, loss, optimizer::OptimizerConfig};
+///
+/// let device = Device::default().autodiff();
+/// let model = Rwkv7Config::new(256, 2, 64).init(&device);
+/// let mut optimizer = OptimizerConfig::default().init();
+/// let tokens = Tensor::<2, Int>::from_data([[72, 101, 108, 108]], &device);
+/// let targets = Tensor::<2, Int>::from_data([[101, 108, 108, 111]], &device);
+/// let loss = loss::cross_entropy(model.forward(tokens, None).0, targets, None);
+/// let gradients = GradientsParams::from_grads(loss.backward(), &model);
+/// let model = optimizer.step(1e-3, model, gradients);
+/// # let _ = model.num_params();
+/// ```
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct OptimizerConfig {
@@ -32,7 +47,7 @@ pub struct OptimizerConfig {
     pub beta_1: f32,
     /// Decay of the second moment.
     pub beta_2: f32,
-    /// Added to the root of the second moment. So small that zero-initialised factors start with full-size steps.
+    /// Added to the root of the second moment. The value is so small that factors of zeros start with full-size steps.
     pub epsilon: f32,
 }
 
@@ -65,7 +80,7 @@ impl OptimizerConfig {
     }
 }
 
-/// Burn's AdamW, in one pass over memory where there is one.
+/// Burn's AdamW, in one pass over memory on devices that have such an operation.
 #[derive(Clone)]
 struct AdamW(OptimizerConfig);
 
@@ -106,8 +121,8 @@ impl Optimizer for AdamW {
     }
 }
 
-/// Parameters with weight decay: embedding and linear layers, which call theirs `weight` (norms say `gamma`), and what a
-/// channel mixer calls `W_…`.
+/// Parameters with weight decay: those that are called `weight`, which are the embedding and the linear layers (norms have `gamma`),
+/// and those that are called `W_…`, which are the matrices of other channel mixers.
 pub fn matrices() -> ParamGroup {
     ParamGroup::from_any_predicates(vec![".weight", ".W_"])
 }
@@ -188,7 +203,7 @@ mod tests {
     #[test]
     fn weight_decay_shrinks_the_matrices_and_nothing_else() {
         let device = Device::default().autodiff();
-        let model = Rwkv7Config::new(19, 2, 64).init(&device, 0);
+        let model = Rwkv7Config::new(19, 2, 64).init(&device);
         let before = magnitudes(&model);
         let grads = zero_gradients(&model);
         let model = OptimizerConfig::default().init().step(0.1, model, grads);

@@ -5,11 +5,11 @@ use std::collections::HashMap;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use serde::{Deserialize, Serialize};
 
-/// How tokens are drawn.
+/// Settings of a [`Sampler`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SamplerConfig {
-    /// Divides the logits; 0 always takes the likeliest token.
+    /// Divisor of the logits; 0 always takes the likeliest token.
     pub temperature: f32,
     /// Keeps the likeliest tokens that together hold this much probability; 1 keeps all.
     pub top_p: f32,
@@ -17,11 +17,11 @@ pub struct SamplerConfig {
     pub top_k: usize,
     /// Subtracted from the logit of every token that occurred.
     pub presence_penalty: f32,
-    /// Subtracted from a token's logit for every time it occurred.
+    /// Subtracted from the logit of a token for each of its occurrences.
     pub frequency_penalty: f32,
-    /// What is left of an occurrence after each token.
+    /// Factor on the count of occurrences after each token.
     pub penalty_decay: f32,
-    /// Seed of the random choice; the same on every machine.
+    /// Seed of the random choice. The same seed draws the same tokens on every machine.
     pub seed: u64,
 }
 
@@ -39,7 +39,7 @@ impl Default for SamplerConfig {
     }
 }
 
-/// A setting that makes no sense, or logits from which nothing can be drawn.
+/// A setting outside its range, or logits from which no token can be drawn.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum SamplingError {
     /// A setting outside its range.
@@ -49,18 +49,27 @@ pub enum SamplingError {
         name: &'static str,
         /// Its value.
         found: f32,
-        /// What is allowed.
+        /// The allowed range.
         expected: &'static str,
     },
     /// The logits hold NaN, or no finite value.
     #[error("the model's logits are not numbers ({found}); its weights or its state are damaged")]
     Logits {
-        /// What was found.
+        /// The values found.
         found: &'static str,
     },
 }
 
-/// Draws tokens and remembers them for the penalties.
+/// Draws tokens and counts them for the penalties.
+///
+/// ```
+/// use rwkv7_core::sampling::{Sampler, SamplerConfig};
+///
+/// let config = SamplerConfig { temperature: 0.0, ..Default::default() };
+/// let mut sampler = Sampler::new(config)?;
+/// assert_eq!(sampler.sample(&[0.0, 3.0, 1.0])?, 1);
+/// # Ok::<(), rwkv7_core::sampling::SamplingError>(())
+/// ```
 pub struct Sampler {
     config: SamplerConfig,
     rng: StdRng,

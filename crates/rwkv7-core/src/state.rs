@@ -1,29 +1,29 @@
-//! The running state of a model: everything it remembers of the tokens it has read, constant in size.
+//! The running state of a model: all that the model remembers of the tokens it has read. Its size is constant.
 
-use std::{collections::BTreeSet, path::Path};
+use std::collections::{BTreeMap, BTreeSet};
 
 use burn::tensor::{DType, Tensor, TensorData};
 
-use crate::{
-    Rwkv7Config,
-    checkpoint::{self, CheckpointError, Named},
-    config::ChannelMixerConfig,
-    layers::{ChannelMixState, ChannelMixer, TimeMixState},
-};
+use crate::layers::{ChannelMixState, TimeMixState};
 
-/// State of a model whose channel mixers carry `S`: one entry a layer.
+/// Tensors by name.
+pub type TensorMap = BTreeMap<String, TensorData>;
+
+/// State of a model whose channel mixers have states `S`.
+///
+/// [`Rwkv7::forward`](crate::Rwkv7::forward) takes and gives it; `save` and `load` (feature `checkpoint`) keep it in a file.
 #[derive(Clone, Debug)]
 pub struct State<S = ChannelMixState> {
-    /// Per layer, from the first block to the last.
+    /// One state for each block, from the first to the last.
     pub layers: Vec<LayerState<S>>,
 }
 
 /// State of one block.
 #[derive(Clone, Debug)]
 pub struct LayerState<S = ChannelMixState> {
-    /// Of time mixing.
+    /// State of time mixing.
     pub att: TimeMixState,
-    /// Of the channel mixer.
+    /// State of the channel mixer.
     pub ffn: S,
 }
 
@@ -47,8 +47,9 @@ pub trait StateTensors: Clone + std::fmt::Debug + Send {
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
     /// The file cannot be read or written.
+    #[cfg(feature = "checkpoint")]
     #[error(transparent)]
-    File(#[from] CheckpointError),
+    File(#[from] crate::checkpoint::CheckpointError),
     /// A tensor of the model's state is not in the file.
     #[error("{file}: the state has no tensor `{name}`, which this model needs; it holds {held}")]
     Missing {
@@ -56,7 +57,7 @@ pub enum StateError {
         file: String,
         /// The tensor.
         name: String,
-        /// What the file holds.
+        /// The tensors that the file holds.
         held: String,
     },
     /// The state of another model.
@@ -96,14 +97,14 @@ pub enum StateError {
 #[derive(Default)]
 pub struct TensorWriter {
     prefix: String,
-    tensors: Vec<(String, TensorData)>,
+    tensors: TensorMap,
 }
 
 impl TensorWriter {
-    /// Adds a tensor; it is stored in f32.
+    /// Adds a tensor, in f32.
     pub fn put<const D: usize>(&mut self, name: &str, tensor: &Tensor<D>) {
         let data = tensor.to_data_dtype(DType::F32);
-        self.tensors.push((format!("{}{name}", self.prefix), data));
+        self.tensors.insert(format!("{}{name}", self.prefix), data);
     }
 }
 
@@ -111,13 +112,13 @@ impl TensorWriter {
 pub struct TensorReader {
     file: String,
     prefix: String,
-    tensors: Named,
-    /// What the file holds, for messages.
+    tensors: TensorMap,
+    /// The tensors of the file, for messages.
     held: String,
 }
 
 /// Such as "2 layers of att.shift, att.wkv, ffn.shift".
-fn held(tensors: &Named) -> String {
+fn held(tensors: &TensorMap) -> String {
     let parts = tensors.keys().filter_map(|name| {
         let (layer, tensor) = name.strip_prefix("blocks.")?.split_once('.')?;
         Some((layer, tensor))
@@ -164,9 +165,9 @@ impl TensorReader {
 }
 
 impl<S: StateTensors> State<S> {
-    /// Number of values in the state, for one row of the batch or for all together: constant whatever was read.
+    /// Number of values in the state of all rows of the batch. The number does not depend on the tokens that were read.
     pub fn num_values(&self) -> usize {
-        self.named().iter().map(|(_, d)| d.num_elements()).sum()
+        self.named().values().map(TensorData::num_elements).sum()
     }
 
     /// Number of rows of the batch.
@@ -194,7 +195,7 @@ impl<S: StateTensors> State<S> {
 
     /// Every tensor in f32 under its name: `blocks.{i}.att.shift [batch, C]`,
     /// `blocks.{i}.att.wkv [batch, heads, value, key]` and those of the channel mixer.
-    pub fn named(&self) -> Vec<(String, TensorData)> {
+    pub fn named(&self) -> TensorMap {
         let mut out = TensorWriter::default();
         for (i, layer) in self.layers.iter().enumerate() {
             out.prefix = format!("blocks.{i}.");
@@ -205,44 +206,15 @@ impl<S: StateTensors> State<S> {
         out.tensors
     }
 
-    /// Writes the state to a safetensors file, which says of which configuration it is; the file is complete or not there.
+    /// A state of the shapes and on the devices of `self` with the values that [`named`](Self::named) gave; `source` stands for
+    /// the tensors in messages, such as the name of their file.
     ///
     /// # Errors
     ///
-    /// [`CheckpointError`] names the file and the cause.
-    pub fn save<C: ChannelMixerConfig>(
-        &self,
-        path: &Path,
-        config: &Rwkv7Config<C>,
-    ) -> Result<(), CheckpointError>
-    where
-        C::Layer: ChannelMixer<State = S>,
-    {
-        checkpoint::save_named(path, self.named(), config)
-    }
-
-    /// A state of the shapes and on the devices of `self` (see [`Rwkv7::zero_state`](crate::Rwkv7::zero_state)), with the
-    /// values that [`save`](Self::save) wrote. A state belongs to the size and channel mixer that it was saved with; a file
-    /// that does not say them has to fit by its shapes.
-    ///
-    /// # Errors
-    ///
-    /// [`StateError`] if the file cannot be read or is the state of another model.
-    pub fn load<C: ChannelMixerConfig>(
-        &self,
-        path: &Path,
-        config: &Rwkv7Config<C>,
-    ) -> Result<Self, StateError>
-    where
-        C::Layer: ChannelMixer<State = S>,
-    {
-        let file = path.display().to_string();
-        let (tensors, differences) = checkpoint::read_named(path, config)?;
-        if !differences.is_empty() {
-            return Err(StateError::OtherModel { file, differences });
-        }
+    /// [`StateError`] if a tensor is missing, unknown or of another shape.
+    pub fn with_values(&self, source: &str, tensors: TensorMap) -> Result<Self, StateError> {
         let mut from = TensorReader {
-            file: file.clone(),
+            file: source.to_string(),
             prefix: String::new(),
             held: held(&tensors),
             tensors,
@@ -261,7 +233,7 @@ impl<S: StateTensors> State<S> {
         if !from.tensors.is_empty() {
             let names: Vec<_> = from.tensors.into_keys().collect();
             return Err(StateError::Unknown {
-                file,
+                file: from.file,
                 names: names.join(", "),
             });
         }

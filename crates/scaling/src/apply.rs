@@ -1,5 +1,7 @@
 //! A rule applied to a tensor's values, in f64.
 
+use rwkv7_core::init::random::normal_at;
+
 use crate::{
     plan::Heads,
     rules::{Axis, New, Rule, share},
@@ -53,8 +55,8 @@ pub fn apply(
                 scale * share * old.data[at] + moved
             }
             Entry::New(New::Mean) => scale * means.at(&index, &places, &old.shape),
-            Entry::New(New::Random) => deviation * gaussian(seed, flat as u64),
-            Entry::New(New::Small) => 0.1 * deviation * gaussian(seed, flat as u64),
+            Entry::New(New::Random) => deviation * normal_at(seed, flat as u64),
+            Entry::New(New::Small) => 0.1 * deviation * normal_at(seed, flat as u64),
             Entry::New(New::Initial) => initial[flat],
             Entry::New(New::Zero | New::Copies(_)) => 0.0,
         };
@@ -337,7 +339,7 @@ pub fn with_new_rows(table: &[f64], width: usize, rows: usize, seed: u64) -> Val
         shape: vec![table.len() / width, width],
     };
     let deviation = deviation(&old);
-    let new = (table.len()..rows * width).map(|place| deviation * gaussian(seed, place as u64));
+    let new = (table.len()..rows * width).map(|place| deviation * normal_at(seed, place as u64));
     Values {
         data: table.iter().copied().chain(new).collect(),
         shape: vec![rows, width],
@@ -360,25 +362,5 @@ pub fn small(shape: &[usize], seed: u64) -> Vec<f64> {
     let longest = shape.iter().copied().max().unwrap_or(1);
     let deviation = 0.1 / (longest as f64).sqrt();
     let count = shape.iter().product::<usize>() as u64;
-    (0..count).map(|i| deviation * gaussian(seed, i)).collect()
-}
-
-/// A standard normal value that seed and place decide (splitmix64, Box-Muller).
-pub fn gaussian(seed: u64, place: u64) -> f64 {
-    let uniform = |stream: u64| {
-        let mut x = seed ^ (2 * place + stream).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((x ^ (x >> 31)) >> 11) as f64 / (1_u64 << 53) as f64
-    };
-    let radius = (-2.0 * (1.0 - uniform(0)).ln()).sqrt();
-    radius * (std::f64::consts::TAU * uniform(1)).cos()
-}
-
-/// A seed for the tensor called `name`: FNV-1a.
-pub fn named_seed(seed: u64, name: &str) -> u64 {
-    let bytes = seed.to_le_bytes().into_iter().chain(name.bytes());
-    bytes.fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    })
+    (0..count).map(|i| deviation * normal_at(seed, i)).collect()
 }

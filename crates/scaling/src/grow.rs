@@ -13,13 +13,14 @@ use burn_store::{bridge, burn_pack};
 use rwkv7_core::{
     Rwkv7, State,
     checkpoint::{self, Checkpoint, Format},
+    init::random::named_seed,
     layers::{ChannelMixer, TimeMixState},
     state::LayerState,
 };
 
 use crate::{
     Growable, Heads, Plan, ScalingError, Step,
-    apply::{Values, apply, identity, lift, named_seed, paired, small, with_new_rows},
+    apply::{Values, apply, identity, lift, paired, small, with_new_rows},
     plan::heads,
     rules::{Rule, grow_matrices, pad_channels},
 };

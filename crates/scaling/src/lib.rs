@@ -19,7 +19,7 @@
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let device = Device::default();
 //! let from = Rwkv7Config { head_size: 16, ..Rwkv7Config::new(256, 2, 32) };
-//! let small = from.init(&device, 0);
+//! let small = from.init(&device);
 //! let tokens = Tensor::<2, Int>::from_ints([[1, 2, 3]], &device);
 //! let (_, state) = small.forward(tokens.clone(), None);
 //!

@@ -1,5 +1,6 @@
 //! Models of any architecture of this project: their configurations, their names, and where their weights come from.
 
+pub mod atomic;
 pub mod entries;
 pub mod model;
 pub mod run_folder;

@@ -13,7 +13,7 @@ use rwkv7_core::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::entries;
+use crate::{entries, run_folder};
 
 /// An architecture of this project.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -274,7 +274,7 @@ impl AnyModel {
     ///
     /// As [`Checkpoint::open`] and [`Checkpoint::load`].
     pub fn open(path: &Path, device: &Device) -> Result<Self, CheckpointError> {
-        Self::load(Checkpoint::open(path)?, device)
+        Self::load(run_folder::open(path)?, device)
     }
 
     /// Vocabulary size.

@@ -9,7 +9,7 @@ use rwkv7_core::checkpoint::{Checkpoint, CheckpointError};
 
 use crate::{
     entries::{Entry, find, trained},
-    run_folder::newest_checkpoint,
+    run_folder::{self, newest_checkpoint},
 };
 
 /// Where a model comes from.
@@ -74,7 +74,7 @@ impl Source {
                     path: path.clone(),
                     found,
                 }),
-                None => Checkpoint::open(path),
+                None => run_folder::open(path),
             },
             Self::Zoo(entry) => match entry.weights() {
                 Some(weights) => weights,

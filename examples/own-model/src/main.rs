@@ -17,7 +17,7 @@ use meta_state::{MetaState, MetaStateConfig, MetaStateLm, MetaStateModelConfig};
 use metastate_zoo::{self as zoo, Entry};
 use rwkv7_core::{
     Rwkv7Config,
-    layers::{Block, Span},
+    layers::{Block, Lengths},
     loss,
     optimizer::OptimizerConfig,
     sampling::{Sampler, SamplerConfig},
@@ -58,7 +58,7 @@ impl Tagger {
         let mut value_first = None;
         for block in &self.blocks {
             let state = block.zero_state(batch, &x.device());
-            let (next, _state) = block.forward(x, &mut value_first, &Span::full(), state);
+            let (next, _state) = block.forward(x, &mut value_first, &Lengths::full(), state);
             x = next;
         }
         self.tags.forward(self.norm.forward(x))
@@ -124,7 +124,7 @@ fn generate(number: &str, device: &Device) -> Result<String, Box<dyn Error>> {
     })?;
     let mut text = StreamDecoder::new(&tokenizer);
     let mut answer = String::new();
-    let (mut logits, mut state) = model.read(prompt, None);
+    let (mut logits, mut state) = model.prefill(prompt, None);
     for _ in 0..2 * number.len() {
         let id = sampler.sample(&logits.into_data().try_to_vec::<f32>()?)?;
         if id == tokenizer.end_of_text() {

@@ -1,7 +1,7 @@
 //! `metastate convert`: another format, dtype or architecture, tensor by tensor.
 
 use burn::tensor::DType;
-use rwkv7_core::checkpoint::{Format, Replaced};
+use rwkv7_core::checkpoint::{ConversionReport, Format};
 use serde_json::json;
 use zoo::{ModelConfig, Source, for_architecture};
 
@@ -68,7 +68,7 @@ pub fn run(args: cli::Convert) -> Outcome {
             for_architecture!(ModelConfig, &config, config => {
                 checkpoint.save(config, &args.output, format, dtype)?;
             });
-            Replaced::default()
+            ConversionReport::default()
         }
         (ModelConfig::MetaState(_), Some(Arch::Rwkv7)) => {
             return Err(NoSuchConversion {

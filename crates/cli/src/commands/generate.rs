@@ -8,25 +8,17 @@ use std::{
 
 use burn::tensor::Device;
 use rwkv7_core::{
+    Generator,
     config::ChannelMixerConfig,
     sampling::{Sampler, SamplerConfig},
-    tokenizer::{StreamDecoder, Tokenizer},
+    tokenizer::Tokenizer,
 };
 use serde_json::json;
 use zoo::{AnyModel, Model, Source, for_architecture};
 
-use crate::{
-    Outcome,
-    cli::Generate,
-    device,
-    model::{row, tokenizer},
-    output, state,
-};
+use crate::{Outcome, cli::Generate, device, model::tokenizer, output};
 
 use super::{report, say};
-
-/// Prompt tokens per forward pass: bounds the memory that a long prompt takes.
-const PROMPT_CHUNK: usize = 1024;
 
 /// A state of an earlier version, and no prompt to go on with.
 #[derive(Debug, thiserror::Error)]
@@ -65,70 +57,41 @@ fn generate<S: ChannelMixerConfig>(
     args: &Generate,
     model: &Model<S>,
     tokenizer: &dyn Tokenizer,
-    mut sampler: Sampler,
+    sampler: Sampler,
     device: &Device,
 ) -> Outcome {
-    let end = tokenizer.end_of_text();
-    let vocab_size = model.config.vocab_size;
-
-    let asked = tokenizer.encode(&args.prompt)?;
-    let zero = model.network.zero_state(1, device);
-    let (mut state, first) = match &args.state_in {
-        // Training text has an end of text before every document; a model that starts from nothing should see one.
-        None => (zero, Some(end)),
-        Some(path) => {
-            let (state, unread) = state::load(&zero, path, &model.config)?;
-            if unread.is_none() && asked.is_empty() {
-                return Err(NothingToRead(path.clone()).into());
-            }
-            (state, unread)
+    let mut generator = Generator::new(&model.network, sampler).with_max_tokens(args.max_tokens);
+    if let Some(path) = &args.state_in {
+        let zero = model.network.zero_state(1, device);
+        let (state, unread) = zero.load(path, &model.config)?;
+        if unread.is_none() && tokenizer.encode(&args.prompt)?.is_empty() {
+            return Err(NothingToRead(path.clone()).into());
         }
-    };
-    let mut prompt: Vec<u32> = first.into_iter().chain(asked).collect();
-    let prompt_tokens = prompt.len();
-    // The last token is read when the one after it is wanted.
-    let Some(mut unread) = prompt.pop() else {
-        unreachable!("a prompt has at least one token");
-    };
+        generator = generator.with_state(state, unread);
+    }
 
     let started = Instant::now();
-    for chunk in prompt.chunks(PROMPT_CHUNK) {
-        let tokens = row(chunk, vocab_size, device)?;
-        (_, state) = model.network.read(tokens, Some(state));
-    }
+    let mut pieces = generator.text(tokenizer, &args.prompt)?;
     device.sync()?;
     let prompt_seconds = started.elapsed().as_secs_f64();
+    let prompt_tokens = pieces.prompt_tokens();
 
     let started = Instant::now();
-    let mut decoder = StreamDecoder::new(tokenizer);
     let mut text = String::new();
-    let mut count = 0;
     let mut heard = true;
-    while heard && count < args.max_tokens {
-        let tokens = row(&[unread], vocab_size, device)?;
-        let (logits, next) = model.network.read(tokens, Some(state));
-        state = next;
-        let logits = logits.try_into_vec_as::<f32>()?;
-        // Models have a few more logits than the tokenizer has ids; those stand for no text.
-        let known = tokenizer.vocab_size().min(logits.len());
-        unread = sampler.sample(&logits[..known])?;
-        count += 1;
-        if unread == end {
-            break;
-        }
-        let piece = decoder.push(unread)?;
+    while heard && let Some(piece) = pieces.next().transpose()? {
         text.push_str(&piece);
         heard = args.json || print(&piece)?;
     }
-    let rest = decoder.finish();
     let seconds = started.elapsed().as_secs_f64();
-    text.push_str(&rest);
     if heard && !args.json {
-        print(&format!("{rest}\n"))?;
+        print("\n")?;
     }
 
+    let count = generator.drawn();
+    let (state, unread) = generator.into_state();
     if let Some(path) = &args.state_out {
-        state::save(&state, Some(unread), path, &model.config)?;
+        state.save(path, &model.config, unread)?;
     }
     let speed = count as f64 / seconds.max(1e-9);
     if args.json {

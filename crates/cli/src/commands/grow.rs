@@ -9,19 +9,19 @@ use std::{
 
 use burn::tensor::{DType, Device, Int, Tensor};
 use rwkv7_core::{
-    Rwkv7Config, atomic,
+    Rwkv7Config,
     checkpoint::{Checkpoint, CheckpointError, Format},
 };
 use scaling::{Difference, Embedding, Growable, Method, Plan, ScalingError};
 use serde_json::{Value, json};
-use zoo::{ModelConfig, Source, for_architecture, model::changed};
+use zoo::{ModelConfig, Source, atomic, for_architecture, model::changed};
 
 use crate::{
     Outcome,
     cli::{self, Grow},
     device,
     model::{row, tokenizer},
-    output, state,
+    output,
 };
 
 use super::{report, say};
@@ -153,8 +153,8 @@ fn grow<S: Growable>(
     let device = device::open(args.on.device.as_deref())?;
     let state = match &args.state_in {
         Some(path) => {
-            let zero = plan.from.init(&device, 0).zero_state(1, &device);
-            Some(state::load(&zero, path, &plan.from)?)
+            let zero = plan.from.init(&device).zero_state(1, &device);
+            Some(zero.load(path, &plan.from)?)
         }
         None => None,
     };
@@ -162,7 +162,7 @@ fn grow<S: Growable>(
     let make = |temporary: &Path| -> Outcome<Option<Difference>> {
         let difference = write(args, source, &checkpoint, &plan, dtype, &device, temporary)?;
         if let (Some((state, unread)), Some(path)) = (state, &args.state_out) {
-            state::save(&plan.grow_state(state), unread, path, &plan.to)?;
+            plan.grow_state(state).save(path, &plan.to, unread)?;
         }
         Ok(difference)
     };

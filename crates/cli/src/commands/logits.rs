@@ -12,7 +12,7 @@ pub fn run(args: Logits) -> Outcome {
     let device = device::open(args.on.device.as_deref())?;
     let model = AnyModel::load(Source::find(&args.model)?.open()?, &device)?;
     let tokens = row(&args.tokens, model.vocab_size(), &device)?;
-    let logits = for_architecture!(AnyModel, model, model => model.network.read(tokens, None).0);
+    let logits = for_architecture!(AnyModel, model, model => model.network.prefill(tokens, None).0);
     let logits = logits.try_into_vec_as::<f32>()?;
     let object = json!({ "tokens": args.tokens, "logits": logits });
     report(args.json, object, || {

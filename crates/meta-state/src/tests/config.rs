@@ -18,7 +18,7 @@ fn the_papers_sizes_have_the_counts_of_the_reference() {
     for (name, layers, width, rwkv7, shared, per_head, state) in SIZES {
         let base = Rwkv7Config::new(50304, layers, width);
         let millions = |count: usize| (count as f64 / 1e5).round() / 10.0;
-        let with = |half: MetaStateConfig| base.with_ffn(half);
+        let with = |mixer: MetaStateConfig| base.with_ffn(mixer);
         assert_eq!(millions(base.num_params_official()), rwkv7, "{name}");
         let paper = with(MetaStateConfig::paper());
         assert_eq!(millions(paper.num_params_official()), shared, "{name}");
@@ -47,9 +47,9 @@ fn twelve_heads_of_the_largest_size_as_the_paper_says() {
 
 #[test]
 fn counts_are_those_of_the_tensors() {
-    for (name, half) in variants() {
-        let config = small(&half);
-        let model = config.init(&Device::default(), 0);
+    for (name, mixer) in variants() {
+        let config = small(&mixer);
+        let model = config.init(&Device::default());
         assert_eq!(model.num_params(), config.num_params(), "{name}");
         let state = model.zero_state(1, &Device::default());
         assert_eq!(state.num_values(), config.num_state_values(), "{name}");
@@ -58,10 +58,10 @@ fn counts_are_those_of_the_tensors() {
 
 #[test]
 fn json_round_trip_presets_and_mistakes() {
-    for (name, half) in variants() {
-        let json = serde_json::to_string(&half).unwrap();
+    for (name, mixer) in variants() {
+        let json = serde_json::to_string(&mixer).unwrap();
         let again: MetaStateConfig = serde_json::from_str(&json).unwrap();
-        assert_eq!(again, half, "{name}");
+        assert_eq!(again, mixer, "{name}");
     }
     let parse = |json: &str| serde_json::from_str::<MetaStateConfig>(json);
     assert_eq!(parse("\"paper\"").unwrap(), MetaStateConfig::paper());
@@ -85,7 +85,7 @@ fn json_round_trip_presets_and_mistakes() {
 #[test]
 fn options_that_make_no_layer_are_refused_with_the_reason() {
     let base = MetaStateConfig::practical;
-    for (half, named) in [
+    for (mixer, named) in [
         (
             MetaStateConfig {
                 sse: Sse::TopLeft(9),
@@ -137,7 +137,7 @@ fn options_that_make_no_layer_are_refused_with_the_reason() {
             "norm_eps",
         ),
     ] {
-        let error = small(&half).validate().unwrap_err().to_string();
+        let error = small(&mixer).validate().unwrap_err().to_string();
         assert!(error.contains(named), "{error}");
     }
 }
@@ -145,10 +145,10 @@ fn options_that_make_no_layer_are_refused_with_the_reason() {
 #[test]
 #[should_panic(expected = "no state is read")]
 fn a_block_of_ones_own_model_is_checked_too() {
-    let half = MetaStateConfig {
+    let mixer = MetaStateConfig {
         sse: Sse::Learned,
         side: Side::Key,
         ..MetaStateConfig::practical()
     };
-    small(&half).init_block(1, &Device::default(), 0);
+    small(&mixer).init_block(1, &Device::default(), 0);
 }

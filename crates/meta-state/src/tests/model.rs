@@ -1,7 +1,12 @@
 //! The whole model against itself: forward, step and any split; padding; causality; state files.
 
 use burn::tensor::{DType, Int};
-use rwkv7_core::{State, loss, state::StateError};
+use rwkv7_core::{
+    State,
+    checkpoint::{self, Checkpoint, Format, ModelMetadata},
+    loss,
+    state::StateError,
+};
 
 use super::*;
 use crate::{MetaStateLm, MetaStateState};
@@ -11,8 +16,8 @@ const TOKENS: [i32; 21] = [
 ];
 const VOCAB: usize = 29;
 
-fn model(half: &MetaStateConfig, device: &Device) -> MetaStateLm {
-    shaken(small(half).init(device, 0), 0.2, FloatDType::F32)
+fn model(mixer: &MetaStateConfig, device: &Device) -> MetaStateLm {
+    shaken(small(mixer).init(device), 0.2, FloatDType::F32)
 }
 
 fn row(tokens: &[i32], device: &Device) -> Tensor<2, Int> {
@@ -51,8 +56,8 @@ fn assert_same_state(found: &State<MetaStateState>, expected: &State<MetaStateSt
 #[test]
 fn step_and_any_split_give_the_logits_of_forward() {
     let device = Device::default();
-    for (name, half) in variants() {
-        let model = model(&half, &device);
+    for (name, mixer) in variants() {
+        let model = model(&mixer, &device);
         let (whole, last) = model.forward(row(&TOKENS, &device), None);
         let whole = values(whole);
         let mut state = model.zero_state(1, &device);
@@ -100,8 +105,8 @@ fn padding_changes_nobodys_result() {
         batch.extend_from_slice(&TOKENS[..length]);
         batch.extend(std::iter::repeat_n(7, TOKENS.len() - length));
     }
-    for (name, half) in variants() {
-        let model = model(&half, &device);
+    for (name, mixer) in variants() {
+        let model = model(&mixer, &device);
         // Everybody carries a state in, so that an empty row has something to keep.
         let three = Tensor::from_data([[2, 7, 1]], &device).repeat_dim(0, rows);
         let (_, carried) = model.forward(three, None);
@@ -132,8 +137,8 @@ fn a_later_token_changes_no_earlier_logit() {
     let at = 13;
     let mut changed = TOKENS;
     changed[at] = 0;
-    for (name, half) in variants() {
-        let model = model(&half, &device);
+    for (name, mixer) in variants() {
+        let model = model(&mixer, &device);
         let (_, carried) = model.forward(row(&[2, 7, 1], &device), None);
         for start in [None, Some(carried)] {
             let logits = |tokens| values(model.forward(row(tokens, &device), start.clone()).0);
@@ -173,8 +178,8 @@ const ASCENDING: [i32; 20] = [
 #[test]
 fn no_gradient_flows_to_a_later_token() {
     let device = Device::default().autodiff();
-    for (name, half) in variants() {
-        let model = model(&half, &device);
+    for (name, mixer) in variants() {
+        let model = model(&mixer, &device);
         let (logits, _) = model.forward(row(&ASCENDING, &device), None);
         let early = logits.narrow(1, 0, 12);
         let loss = loss::cross_entropy(early, row(&ASCENDING[1..13], &device), None);
@@ -188,8 +193,8 @@ fn no_gradient_flows_to_a_later_token() {
 #[test]
 fn no_gradient_flows_to_padding_or_to_another_row() {
     let device = Device::default().autodiff();
-    for (name, half) in variants() {
-        let model = model(&half, &device);
+    for (name, mixer) in variants() {
+        let model = model(&mixer, &device);
         // Row 0 is 11..=20; row 1 is 1..=6 and padding of 28.
         let rows = [&ASCENDING[10..], &ASCENDING[..6], &[28; 4]].concat();
         let tokens = Tensor::from_data(TensorData::new(rows, [2, 10]), &device);
@@ -208,8 +213,8 @@ fn no_gradient_flows_to_padding_or_to_another_row() {
 #[test]
 fn gradients_flow_through_a_carried_state_until_it_is_detached() {
     let device = Device::default().autodiff();
-    for (name, half) in variants() {
-        let model = model(&half, &device);
+    for (name, mixer) in variants() {
+        let model = model(&mixer, &device);
         for detached in [false, true] {
             let (_, state) = model.forward(row(&ASCENDING[..10], &device), None);
             let state = if detached { state.detach() } else { state };
@@ -226,8 +231,8 @@ fn gradients_flow_through_a_carried_state_until_it_is_detached() {
 #[test]
 fn gradients_through_steps_are_those_of_forward() {
     let device = Device::default().autodiff();
-    for (name, half) in variants() {
-        let model = model(&half, &device);
+    for (name, mixer) in variants() {
+        let model = model(&mixer, &device);
         let target = |id: i32| row(&[id + 1], &device);
         let (logits, _) = model.forward(row(&ASCENDING, &device), None);
         let targets: Vec<i32> = ASCENDING.iter().map(|id| id + 1).collect();
@@ -251,8 +256,8 @@ fn gradients_through_steps_are_those_of_forward() {
 #[test]
 fn a_model_in_half_precision_keeps_its_state_in_f32() {
     let device = Device::default();
-    for (name, half) in variants() {
-        let coarse = shaken(small(&half).init(&device, 0), 0.2, FloatDType::BF16);
+    for (name, mixer) in variants() {
+        let coarse = shaken(small(&mixer).init(&device), 0.2, FloatDType::BF16);
         // The same values in f32.
         let exact = shaken(coarse.clone(), 0.0, FloatDType::F32);
         let (found, state) = coarse.forward(row(&TOKENS, &device), None);
@@ -272,12 +277,12 @@ fn a_model_in_half_precision_keeps_its_state_in_f32() {
 #[should_panic(expected = "the layer has token shift, the state has no `ms.shift`")]
 fn a_state_without_the_layers_shift_is_refused() {
     let device = Device::default();
-    let half = MetaStateConfig::practical();
+    let mixer = MetaStateConfig::practical();
     let shifted = MetaStateConfig {
         token_shift: true,
-        ..half.clone()
+        ..mixer.clone()
     };
-    let state = model(&half, &device).zero_state(1, &device);
+    let state = model(&mixer, &device).zero_state(1, &device);
     model(&shifted, &device).forward(row(&TOKENS, &device), Some(state));
 }
 
@@ -292,8 +297,8 @@ fn every_parameter_gets_a_gradient() {
         }
     }
     let device = Device::default().autodiff();
-    for (name, half) in variants() {
-        let model = model(&half, &device);
+    for (name, mixer) in variants() {
+        let model = model(&mixer, &device);
         let (logits, _) = model.forward(row(&TOKENS, &device), None);
         let grads = loss::cross_entropy(logits, row(&TOKENS, &device), None).backward();
         model.visit(&mut Check(&grads, name));
@@ -303,8 +308,8 @@ fn every_parameter_gets_a_gradient() {
 #[test]
 fn a_new_layer_adds_nothing() {
     let device = Device::default();
-    for (name, half) in variants() {
-        let model = small(&half).init(&device, 0);
+    for (name, mixer) in variants() {
+        let model = small(&mixer).init(&device);
         let (_, state) = model.forward(row(&TOKENS, &device), None);
         let layer = &state.layers[2].ffn;
         assert!(
@@ -321,19 +326,19 @@ fn a_state_is_saved_and_another_models_state_is_refused() {
     let device = Device::default();
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("state.safetensors");
-    let half = MetaStateConfig {
+    let mixer = MetaStateConfig {
         token_shift: true,
         ..MetaStateConfig::practical()
     };
-    let mine = model(&half, &device);
+    let mine = model(&mixer, &device);
     let (_, state) = mine.forward(row(&TOKENS, &device), None);
-    state.save(&file, &small(&half)).unwrap();
-    let again = mine.zero_state(1, &device).load(&file, &small(&half));
-    assert_same_state(&again.unwrap(), &state, "loaded");
+    state.save(&file, &small(&mixer), None).unwrap();
+    let again = mine.zero_state(1, &device).load(&file, &small(&mixer));
+    assert_same_state(&again.unwrap().0, &state, "loaded");
 
-    let refused = |half: &MetaStateConfig| -> StateError {
-        let config = small(half);
-        let other = config.init(&device, 0).zero_state(1, &device);
+    let refused = |mixer: &MetaStateConfig| -> StateError {
+        let config = small(mixer);
+        let other = config.init(&device).zero_state(1, &device);
         other.load(&file, &config).unwrap_err()
     };
     // Of the same shapes.
@@ -351,7 +356,7 @@ fn a_state_is_saved_and_another_models_state_is_refused() {
         head_size: 8,
         ..Rwkv7Config::new(VOCAB, 3, 16)
     };
-    let state = rwkv7.init(&device, 0).zero_state(1, &device);
+    let state = rwkv7.init(&device).zero_state(1, &device);
     let error = state.load(&file, &rwkv7).unwrap_err().to_string();
     assert!(
         error.contains("`architecture` is meta-state, this model's is rwkv7"),
@@ -397,8 +402,8 @@ fn weight_decay_reaches_the_layers_matrices_and_no_other_of_its_tensors() {
     };
     let device = Device::default().autodiff();
     let rate: LearningRate = 0.1;
-    for (name, half) in variants() {
-        let model = model(&half, &device);
+    for (name, mixer) in variants() {
+        let model = model(&mixer, &device);
         let before = values(&model);
         let model = OptimizerConfig::default()
             .init()
@@ -412,11 +417,36 @@ fn weight_decay_reaches_the_layers_matrices_and_no_other_of_its_tensors() {
                 shrunk.push(tensor.to_string());
             }
         }
-        let expected: &[&str] = match half.sse {
+        let expected: &[&str] = match mixer.sse {
             Sse::Learned => &["W_sse", "W_oms"],
             Sse::Projected => &["W_in", "W_oms"],
             _ => &["W_oms"],
         };
         assert_eq!(shrunk, expected, "{name}");
+    }
+}
+
+/// A record that is written as a checkpoint is a record of the Burn module, and Burn's own record is a checkpoint.
+#[test]
+fn burn_loads_records() {
+    let folder = tempfile::tempdir().unwrap();
+    let device = Device::default();
+    for (name, mixer) in variants() {
+        let (config, model) = (small(&mixer), model(&mixer, &device));
+        let expected = model.forward(row(&TOKENS, &device), None).0.into_data();
+        let file = folder.path().join("model.bpk");
+        checkpoint::save(&file, &config, &model, Format::Burn, None).unwrap();
+        let loaded = config.init(&device).load_file(&file);
+        let found = loaded.forward(row(&TOKENS, &device), None).0.into_data();
+        assert_eq!(found, expected, "{name}");
+
+        loaded.save_file(&file).unwrap();
+        let (_, loaded) = Checkpoint::open(&file)
+            .unwrap()
+            .with_metadata(ModelMetadata::new(&config))
+            .load::<MetaStateConfig>(&device)
+            .unwrap();
+        let found = loaded.forward(row(&TOKENS, &device), None).0.into_data();
+        assert_eq!(found, expected, "{name}");
     }
 }

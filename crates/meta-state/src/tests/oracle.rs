@@ -10,7 +10,7 @@ use burn::{
 use rwkv7_core::{
     config::ChannelMixerConfig,
     init::LayerInit,
-    layers::{ChannelMixer, Span, TimeMixTrace},
+    layers::{ChannelMixer, Lengths, TimeMixTrace},
     ops::{Wkv7Input, wkv7_traced},
 };
 
@@ -203,7 +203,7 @@ fn layer(layer: &MetaState, inputs: &Inputs) -> (Tensor<3>, Tensor<4>, Tensor<4>
         rate_bias: inputs.rate_bias.clone(),
     };
     let state = inputs.state(layer);
-    let (out, next) = layer.forward(inputs.h.clone(), &trace, &Span::full(), state);
+    let (out, next) = layer.forward(inputs.h.clone(), &trace, &Lengths::full(), state);
     (out, state_after, next.ms)
 }
 

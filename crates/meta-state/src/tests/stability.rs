@@ -16,7 +16,7 @@ use rwkv7_core::{
     MatmulPrecision,
     config::ChannelMixerConfig,
     init::LayerInit,
-    layers::{ChannelMixer, Span, TimeMixTrace, head_norm},
+    layers::{ChannelMixer, Lengths, TimeMixTrace, head_norm},
     loss,
     ops::{Wkv7Input, read_states, wkv7, wkv7_traced},
     optimizer::OptimizerConfig,
@@ -89,7 +89,7 @@ fn run(
         rate_bias: head.rate.clone().narrow(1, 0, 1).zeros_like(),
         rate: head.rate,
     };
-    let (_, ms) = layer.forward(head.x, &trace, &Span::full(), ms);
+    let (_, ms) = layer.forward(head.x, &trace, &Lengths::full(), ms);
     (after, ms, layer.measurements())
 }
 
@@ -219,7 +219,7 @@ fn most_of_what_is_read_is_constant_in_time() {
 #[test]
 fn measuring_is_off_until_it_is_switched_on() {
     let device = Device::default();
-    let mut model = small(&MetaStateConfig::paper()).init(&device, 0);
+    let mut model = small(&MetaStateConfig::paper()).init(&device);
     let tokens = || Tensor::<2, Int>::from_data([[1, 2, 3, 4]], &device);
     model.forward(tokens(), None);
     assert!(model.blocks[0].ffn.measurements().is_empty());
@@ -290,7 +290,7 @@ fn trains(config: &MetaStateModelConfig, rate: f64, precision: MatmulPrecision) 
         let _ = writeln!(std::io::stderr(), "skipped: {error}");
         return;
     }
-    let mut model = config.init(&device, 0).with_matmul_precision(precision);
+    let mut model = config.init(&device).with_matmul_precision(precision);
     let mut optimizer = OptimizerConfig::default().init();
     let mut losses = Vec::new();
     for step in 0..2000_usize {

@@ -10,10 +10,8 @@ use std::{
 
 use indicatif::{ProgressBar, ProgressStyle};
 use memmap2::Mmap;
-use rwkv7_core::{
-    atomic,
-    tokenizer::{Tokenizer, TokenizerError},
-};
+use rwkv7_core::tokenizer::{Tokenizer, TokenizerError};
+use zoo::atomic;
 
 use super::{
     DataError,

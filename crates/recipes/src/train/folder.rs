@@ -2,10 +2,9 @@
 
 use std::{collections::BTreeSet, path::Path};
 
-use rwkv7_core::atomic;
 use serde_json::{Map, Value, json};
 use zoo::{
-    ModelConfig,
+    ModelConfig, atomic,
     run_folder::{CHECKPOINTS, complete},
 };
 

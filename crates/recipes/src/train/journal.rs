@@ -25,8 +25,8 @@ use burn::train::{
         store::{EpochSummary, MetricsUpdate, Split},
     },
 };
-use rwkv7_core::atomic;
 use serde_json::Value;
+use zoo::atomic;
 
 use super::metrics;
 

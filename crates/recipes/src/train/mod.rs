@@ -226,7 +226,7 @@ fn fit<S: Growable>(
     };
     let model = match start {
         Some(start) if done == 0 => start.into_model(&config, &device, FloatDType::F32)?,
-        _ => config.init(&device, recipe.seed),
+        _ => config.init_seeded(&device, recipe.seed),
     };
     let grown = match done {
         0 => stages.grow(0, &model, &mut optimizer)?,

@@ -337,7 +337,7 @@ mod tests {
             diagnostics: false,
             precision: MatmulPrecision::F32,
         };
-        Trainee::new(config.init(&Device::flex().autodiff(), 3), settings)
+        Trainee::new(config.init_seeded(&Device::flex().autodiff(), 3), settings)
     }
 
     fn batch(rows: std::ops::Range<i32>) -> LmBatch {

@@ -1,4 +1,4 @@
-//! Other channel mixers in the same model.
+//! A checkpoint's model with other channel mixers.
 
 use std::path::Path;
 
@@ -7,15 +7,11 @@ use burn_store::{BurnToPyTorchAdapter, ModuleSnapshot, burn_pack::Tensor as Pack
 
 use crate::{Rwkv7Config, config::ChannelMixerConfig, init::LayerInit, layers::ChannelMixer};
 
-use super::{
-    Checkpoint, CheckpointError, Format,
-    model::{slot_name, write},
-    write::cast,
-};
+use super::{Checkpoint, CheckpointError, Format, names::rename_mixer, save_tensors, write::cast};
 
-/// What a change of channel mixers left out and put in, as tensor names.
+/// The tensors that a change of channel mixers left out and put in, by name.
 #[derive(Clone, Debug, Default)]
-pub struct Replaced {
+pub struct ConversionReport {
     /// Tensors of the old channel mixers.
     pub dropped: Vec<String>,
     /// Tensors of the new ones.
@@ -23,7 +19,8 @@ pub struct Replaced {
 }
 
 impl Checkpoint {
-    /// Writes the model of configuration `from` with other channel mixers, at their initial values; all else is kept.
+    /// Writes the model of configuration `from` with other channel mixers, which have their initial values. All other tensors
+    /// keep theirs.
     ///
     /// # Errors
     ///
@@ -35,41 +32,39 @@ impl Checkpoint {
         path: &Path,
         format: Format,
         dtype: Option<DType>,
-    ) -> Result<Replaced, CheckpointError> {
+    ) -> Result<ConversionReport, CheckpointError> {
         let to = from.with_ffn(ffn);
         to.validate().map_err(|source| CheckpointError::Config {
             path: self.path.clone(),
             source,
         })?;
         self.check(from)?;
-        let is_old = |tensor: &PackTensor| {
-            let renamed = slot_name(&tensor.name, S::Layer::NAME, "");
-            renamed != tensor.name
-        };
+        let is_old =
+            |tensor: &PackTensor| rename_mixer(&tensor.name, S::Layer::NAME, "") != tensor.name;
         let (old, mut tensors): (Vec<_>, Vec<_>) =
             self.named_for::<S>().into_iter().partition(is_old);
         for tensor in &tensors {
             tensor.to_bytes().map_err(|e| self.damaged(e.to_string()))?;
         }
-        let mut new = second_halves(&to);
+        let mut new = channel_mixers(&to);
         let dtypes: Vec<DType> = old.iter().map(|tensor| tensor.dtype).collect();
         if let Some(&first) = dtypes.first() {
             new = new.into_iter().map(|t| cast(t, Some(first))).collect();
         }
         let names = |tensors: &[PackTensor]| tensors.iter().map(|t| t.name.clone()).collect();
-        let replaced = Replaced {
+        let report = ConversionReport {
             dropped: names(&old),
             added: names(&new),
         };
         tensors.extend(new);
         tensors.sort_by(|a, b| a.name.cmp(&b.name));
-        write(path, &to, tensors, format, dtype)?;
-        Ok(replaced)
+        save_tensors(path, &to, tensors, format, dtype)?;
+        Ok(report)
     }
 }
 
 /// The channel mixers' tensors at their initial values.
-fn second_halves<S: ChannelMixerConfig>(config: &Rwkv7Config<S>) -> Vec<PackTensor> {
+fn channel_mixers<S: ChannelMixerConfig>(config: &Rwkv7Config<S>) -> Vec<PackTensor> {
     let dims = config.dims();
     let device = Device::default();
     let layer = |index: usize| {

@@ -1,4 +1,4 @@
-//! What can be wrong with a checkpoint.
+//! Errors of reading and writing checkpoints.
 
 use std::path::PathBuf;
 
@@ -7,13 +7,13 @@ use crate::config::ConfigError;
 /// A checkpoint that cannot be read, understood or written. Every message names the file.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
-    /// Nothing there.
+    /// There is no such file.
     #[error("{}: no such file or folder", path.display())]
     NotFound {
         /// The path.
         path: PathBuf,
     },
-    /// The file is of no format that we read.
+    /// The file is of no known format.
     #[error(
         "{}: not a checkpoint: {found}; expected a PyTorch .pth, a .safetensors, a Burn .bpk, or a folder with model.safetensors",
         path.display()
@@ -21,17 +21,17 @@ pub enum CheckpointError {
     UnknownFormat {
         /// The path.
         path: PathBuf,
-        /// What is there instead.
+        /// The file's actual content.
         found: String,
     },
-    /// The file is damaged, or is not what its format says.
+    /// The file is damaged or does not follow its format.
     #[error("{}: damaged or incomplete {format}: {reason}; fetch or save it again", path.display())]
     Damaged {
         /// The path.
         path: PathBuf,
         /// The file's format.
         format: &'static str,
-        /// What the reader found.
+        /// The reader's message.
         reason: String,
     },
     /// Reading failed for a reason outside the file.
@@ -42,7 +42,7 @@ pub enum CheckpointError {
         /// The cause.
         source: std::io::Error,
     },
-    /// Writing failed. What was at the path before is still there.
+    /// Writing failed. The path still holds its old content.
     #[error("{}: cannot be written; nothing was changed", path.display())]
     Write {
         /// The path.
@@ -65,15 +65,15 @@ pub enum CheckpointError {
     Architecture {
         /// The path.
         path: PathBuf,
-        /// What the file says.
+        /// The architecture that the file names.
         found: String,
-        /// What was asked for.
+        /// The architecture that was asked for.
         expected: String,
     },
     /// The tensors are not of the architecture that the file gives.
     #[error(
         "{}: the file, or the config.json beside it, says that the model is of architecture {said}, and its tensors are of \
-         architecture {found}; put the file into a folder of its own, or beside the config.json of its training run",
+         architecture {found}; put the file into a folder of its own, or beside the config.json of its own model",
         path.display()
     )]
     Contradiction {
@@ -84,25 +84,25 @@ pub enum CheckpointError {
         /// The one that its tensors have.
         found: String,
     },
-    /// A configuration that neither shapes nor the file tell.
+    /// A configuration that neither the shapes nor the metadata tell.
     #[error("{}: {reason}", path.display())]
     Undeclared {
         /// The path.
         path: PathBuf,
-        /// What is missing.
+        /// A sentence that says what is missing and what to do.
         reason: String,
     },
-    /// An architecture that a layout has no names for.
+    /// A layout that has no names for this architecture.
     #[error("{}: the layout of flash-linear-attention has no place for a model of architecture {architecture} or for one whose embedding has a width of its own or whose norms leave channels out; write official names or a Burn record", path.display())]
     NoSuchLayout {
-        /// Where it was to be written.
+        /// The path to write to.
         path: PathBuf,
         /// The architecture.
         architecture: String,
     },
-    /// Weights that are no numbers.
+    /// Weights that are not finite numbers.
     #[error(
-        "{}: weights that are not finite numbers:\n  {}\nthe training run that made it diverged, or the file is damaged",
+        "{}: weights that are not finite numbers:\n  {}\nits training diverged, or the file is damaged",
         path.display(),
         problems.join("\n  ")
     )]
@@ -117,7 +117,7 @@ pub enum CheckpointError {
     ConfigFile {
         /// The configuration file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The parser's message.
         reason: String,
     },
     /// The dimensions do not make up a model.
@@ -125,7 +125,7 @@ pub enum CheckpointError {
     Config {
         /// The checkpoint.
         path: PathBuf,
-        /// What is wrong.
+        /// The field.
         source: ConfigError,
     },
 }

@@ -1,4 +1,4 @@
-//! The `config.json` of flash-linear-attention, reference `rwkv7.md` 2.3.
+//! The `config.json` of flash-linear-attention (its `models/rwkv7/configuration_rwkv7.py`).
 
 use std::path::Path;
 
@@ -7,9 +7,9 @@ use burn_store::burn_pack::Tensor as PackTensor;
 
 use crate::{Rwkv7Config, config::ChannelMixerConfig, layers::ChannelMixConfig};
 
-use super::{CheckpointError, read::About};
+use super::{CheckpointError, ModelMetadata};
 
-/// What is written beside these tensors.
+/// The content of `config.json` beside these tensors.
 pub(super) fn config<S: ChannelMixerConfig>(
     config: &Rwkv7Config<S>,
     tensors: &[PackTensor],
@@ -57,9 +57,9 @@ pub(super) fn config<S: ChannelMixerConfig>(
     })
 }
 
-/// What the `config.json` beside flash-linear-attention's tensors says of the epsilons. Its group norm's is derived from the
-/// head size; files of ours that differ from that say so.
-pub(super) fn about(path: &Path) -> Result<Option<About>, CheckpointError> {
+/// The epsilons in the `config.json` beside flash-linear-attention's tensors. The epsilon of its group norm follows from the head
+/// size, unless [`GROUP_NORM_EPS`] gives another.
+pub(super) fn metadata(path: &Path) -> Result<Option<ModelMetadata>, CheckpointError> {
     let folder = if path.is_dir() {
         Some(path)
     } else {
@@ -83,7 +83,7 @@ pub(super) fn about(path: &Path) -> Result<Option<About>, CheckpointError> {
     };
     let group = number(GROUP_NORM_EPS).unwrap_or(layer * head);
     let config = [("layer_norm_eps", layer), (GROUP_NORM_EPS, group)];
-    Ok(Some(About {
+    Ok(Some(ModelMetadata {
         architecture: ChannelMixConfig::ARCHITECTURE.into(),
         config: config
             .map(|(key, value)| (key.into(), value.into()))
@@ -92,5 +92,5 @@ pub(super) fn about(path: &Path) -> Result<Option<About>, CheckpointError> {
     }))
 }
 
-/// Our key in flash-linear-attention's `config.json`.
+/// A key that flash-linear-attention's own `config.json` does not have.
 const GROUP_NORM_EPS: &str = "group_norm_eps";

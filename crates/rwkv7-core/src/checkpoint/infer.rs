@@ -10,9 +10,10 @@ use crate::{
     layers::{ChannelMix, ChannelMixConfig, ChannelMixer},
 };
 
-use super::{CheckpointError, read::About};
+use super::{CheckpointError, ModelMetadata};
 
-/// Whose channel mixers the tensors have where they have others than `S`: the architecture, or how their names begin.
+/// The architecture of the channel mixers in block 0, if they are others than those of `S`; for unknown ones, how their names
+/// begin.
 pub fn other_architecture<S: ChannelMixerConfig>(tensors: &[PackTensor]) -> Option<String> {
     let mut others = Vec::new();
     for tensor in tensors {
@@ -30,8 +31,8 @@ pub fn other_architecture<S: ChannelMixerConfig>(tensors: &[PackTensor]) -> Opti
     Some(format!("unknown, with layers `blocks.0.{name}.…`"))
 }
 
-/// The configuration of the model that these official tensors make up; `about` is what the file says. Epsilons, which no
-/// tensor shows, are RWKV-7's where it does not.
+/// The configuration of the model that these official tensors make up. No shape shows the epsilons: they come from the metadata,
+/// or are RWKV-7's.
 ///
 /// # Errors
 ///
@@ -39,7 +40,7 @@ pub fn other_architecture<S: ChannelMixerConfig>(tensors: &[PackTensor]) -> Opti
 pub fn config<S: ChannelMixerConfig>(
     path: &Path,
     tensors: &[PackTensor],
-    about: Option<&About>,
+    metadata: Option<&ModelMetadata>,
 ) -> Result<Rwkv7Config<S>, CheckpointError> {
     let shapes: BTreeMap<&str, Vec<usize>> = tensors
         .iter()
@@ -87,7 +88,7 @@ pub fn config<S: ChannelMixerConfig>(
         shapes
             .get("blocks.0.att.v1")
             .and_then(|shape| shape.last().copied())
-            .or_else(|| Some(about?.config.get("value_rank")?.as_u64()? as usize))
+            .or_else(|| Some(metadata?.config.get("value_rank")?.as_u64()? as usize))
             .unwrap_or(fresh.value_rank)
     };
     if !problems.is_empty() {
@@ -98,16 +99,16 @@ pub fn config<S: ChannelMixerConfig>(
         });
     }
     let shape = |name: &str| shapes.get(format!("blocks.0.{name}").as_str()).cloned();
-    let declared = about.and_then(|about| about.config.get("ffn"));
+    let declared = metadata.and_then(|metadata| metadata.config.get("ffn"));
     let ffn = S::of_checkpoint(&shape, declared).map_err(|reason| CheckpointError::Undeclared {
         path: path.to_path_buf(),
         reason,
     })?;
     let epsilon = |name: &str, otherwise: f64| {
-        let declared = about.and_then(|about| about.config.get(name)?.as_f64());
+        let declared = metadata.and_then(|metadata| metadata.config.get(name)?.as_f64());
         declared.unwrap_or(otherwise)
     };
-    let norm_prefix = about.and_then(|about| about.config.get("norm_prefix")?.as_u64());
+    let norm_prefix = metadata.and_then(|metadata| metadata.config.get("norm_prefix")?.as_u64());
     let config = Rwkv7Config {
         head_size,
         norm_prefix: norm_prefix.map(|prefix| prefix as usize),

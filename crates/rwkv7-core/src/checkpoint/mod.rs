@@ -14,16 +14,23 @@
 //! | safetensors in flash-linear-attention's Hugging Face layout | yes | [`Format::Fla`], a folder |
 //! | Burn record `.bpk` | yes | [`Format::Burn`] |
 //!
-//! All dimensions come from the shapes of the tensors.
+//! All dimensions come from the shapes of the tensors. The [`metadata`](ModelMetadata) of a file add what no shape shows.
+//!
+//! Burn loads these files itself too, as the documentation of [`Rwkv7`] shows.
 
 mod convert;
 mod error;
 mod fla;
 mod infer;
+mod metadata;
 mod model;
 mod names;
 mod parameters;
 mod read;
+mod state;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;
 mod write;
 
 use std::{
@@ -35,17 +42,17 @@ use std::{
 use burn::tensor::{DType, TensorData};
 use burn_store::{bridge, burn_pack::Tensor as PackTensor};
 
-pub use convert::Replaced;
+pub use convert::ConversionReport;
 pub use error::CheckpointError;
+pub use metadata::ModelMetadata;
 pub use model::{config_json, load, save, save_tensors};
-pub use names::Flavour;
 pub use parameters::{Parameter, expected_tensors, initial_tensor, parameters};
 
 use crate::{Rwkv7, Rwkv7Config, config::ChannelMixerConfig, layers::ChannelMixer};
 
-use read::About;
+use names::NamingScheme;
 
-/// What to write.
+/// A format to write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
     /// A safetensors file with the official names.
@@ -60,9 +67,9 @@ pub enum Format {
 pub struct Checkpoint {
     path: PathBuf,
     format: &'static str,
-    flavour: Flavour,
+    scheme: NamingScheme,
     tensors: Vec<PackTensor>,
-    about: Option<About>,
+    metadata: Option<ModelMetadata>,
 }
 
 impl Checkpoint {
@@ -70,7 +77,7 @@ impl Checkpoint {
     ///
     /// # Errors
     ///
-    /// [`CheckpointError`] if there is nothing, if it is of no known format, or if it is damaged.
+    /// [`CheckpointError`] if there is no such file, or if the file is damaged or of no known format.
     pub fn open(path: &Path) -> Result<Self, CheckpointError> {
         Self::new(path, read::open(path)?)
     }
@@ -101,17 +108,17 @@ impl Checkpoint {
         Self {
             path: "a model in memory".into(),
             format: "memory",
-            flavour: Flavour::Official,
+            scheme: NamingScheme::Official,
             tensors,
-            about: Some(About::new(config)),
+            metadata: Some(ModelMetadata::new(config)),
         }
     }
 
-    fn new(path: &Path, opened: read::Opened) -> Result<Self, CheckpointError> {
-        let flavour = opened
-            .flavour
-            .unwrap_or_else(|| names::flavour(opened.tensors.iter().map(|t| &t.name)));
-        let mut tensors = names::to_official(opened.tensors, flavour);
+    fn new(path: &Path, raw: read::RawCheckpoint) -> Result<Self, CheckpointError> {
+        let scheme = raw
+            .scheme
+            .unwrap_or_else(|| names::scheme(raw.tensors.iter().map(|t| &t.name)));
+        let mut tensors = names::to_official(raw.tensors, scheme);
         tensors.sort_by(|a, b| a.name.cmp(&b.name));
         let problems = names::duplicates(&tensors);
         if !problems.is_empty() {
@@ -121,25 +128,25 @@ impl Checkpoint {
                 problems,
             });
         }
-        let about = match flavour {
-            Flavour::Fla => fla::about(path)?,
-            _ => opened.about.or_else(|| About::beside(path)),
+        let metadata = match scheme {
+            NamingScheme::Fla => fla::metadata(path)?,
+            _ => raw.metadata.or_else(|| ModelMetadata::beside(path)),
         };
         Ok(Self {
             path: path.to_path_buf(),
-            format: opened.format,
-            flavour,
+            format: raw.format,
+            scheme,
             tensors,
-            about,
+            metadata,
         })
     }
 
-    /// The file's format and whose names it uses, for people.
+    /// The file's format and the naming scheme of its tensors, for people.
     pub fn format(&self) -> String {
-        let names = match self.flavour {
-            Flavour::Official => "official names",
-            Flavour::Fla => "flash-linear-attention's names",
-            Flavour::Burn => "Burn's names",
+        let names = match self.scheme {
+            NamingScheme::Official => "official names",
+            NamingScheme::Fla => "flash-linear-attention's names",
+            NamingScheme::Burn => "Burn's names",
         };
         format!("{}, {names}", self.format)
     }
@@ -173,18 +180,29 @@ impl Checkpoint {
             .map(move |t| (t.name.as_str(), shape(t)))
     }
 
-    /// The architecture that the file says its model is of; files that do not say hold RWKV-7.
-    pub fn architecture(&self) -> Option<&str> {
-        self.about.as_ref().map(|about| about.architecture.as_str())
+    /// Says of which model the tensors are, for a checkpoint that has no [`metadata`](Self::metadata) of its own.
+    pub fn with_metadata(mut self, metadata: ModelMetadata) -> Self {
+        self.metadata = Some(metadata);
+        self
     }
 
-    /// The configuration of the model in this file, from the shapes of its tensors and, for what no shape shows, from what
-    /// the file says.
+    /// The description of the model that the file carries or that the `config.json` in its folder holds.
+    pub fn metadata(&self) -> Option<&ModelMetadata> {
+        self.metadata.as_ref()
+    }
+
+    /// The architecture that the metadata name; files without metadata hold RWKV-7.
+    pub fn architecture(&self) -> Option<&str> {
+        self.metadata()
+            .map(|metadata| metadata.architecture.as_str())
+    }
+
+    /// The configuration of the model in this file, from the shapes of its tensors and from its [`metadata`](Self::metadata).
     ///
     /// # Errors
     ///
-    /// [`CheckpointError::Architecture`] if the model is of another architecture, [`CheckpointError::Contradiction`] if the file
-    /// says otherwise than its tensors, [`CheckpointError::Tensors`] lists what is missing.
+    /// [`CheckpointError::Architecture`] if the model is of another architecture, [`CheckpointError::Contradiction`] if the metadata
+    /// contradict the tensors, and [`CheckpointError::Tensors`] with every missing tensor.
     pub fn config<S: ChannelMixerConfig>(&self) -> Result<Rwkv7Config<S>, CheckpointError> {
         let tensors = self.named_for::<S>();
         let found = infer::other_architecture::<S>(&tensors);
@@ -204,7 +222,7 @@ impl Checkpoint {
                 found,
                 expected: S::ARCHITECTURE.into(),
             }),
-            (_, None) => infer::config(&self.path, &tensors, self.about.as_ref()),
+            (_, None) => infer::config(&self.path, &tensors, self.metadata.as_ref()),
         }
     }
 
@@ -212,7 +230,7 @@ impl Checkpoint {
     ///
     /// # Errors
     ///
-    /// [`CheckpointError::Tensors`] lists what is missing, unknown or of the wrong shape.
+    /// [`CheckpointError::Tensors`] lists every tensor that is missing, unknown or of the wrong shape.
     pub fn tensors<S: ChannelMixerConfig>(
         &self,
         config: &Rwkv7Config<S>,
@@ -221,12 +239,12 @@ impl Checkpoint {
         Ok(self.named_for::<S>())
     }
 
-    /// The tensors, the channel mixer's under its name: records of Burn modules call it `ffn`, whatever it is.
+    /// The tensors, with the checkpoint's name for the channel mixer. Burn records call every channel mixer `ffn`.
     fn named_for<S: ChannelMixerConfig>(&self) -> Vec<PackTensor> {
         let mut tensors = self.tensors.clone();
-        if self.flavour == Flavour::Burn {
+        if self.scheme == NamingScheme::Burn {
             for tensor in &mut tensors {
-                tensor.name = model::slot_name(&tensor.name, "ffn", S::Layer::NAME);
+                tensor.name = names::rename_mixer(&tensor.name, "ffn", S::Layer::NAME);
             }
         }
         tensors
@@ -245,7 +263,7 @@ impl Checkpoint {
         self.tensors.iter().map(read).collect()
     }
 
-    /// Writes the tensors in another format; `dtype` `None` keeps every bit.
+    /// Writes the tensors in another format, in `dtype`; `None` keeps every bit.
     ///
     /// # Errors
     ///
@@ -262,7 +280,7 @@ impl Checkpoint {
         for tensor in &self.tensors {
             tensor.to_bytes().map_err(|e| self.damaged(e.to_string()))?;
         }
-        model::write(path, config, self.named_for::<S>(), format, dtype)
+        save_tensors(path, config, self.named_for::<S>(), format, dtype)
     }
 
     fn damaged(&self, reason: String) -> CheckpointError {
@@ -303,32 +321,4 @@ impl Checkpoint {
             problems,
         })
     }
-}
-
-/// Tensors that are no model, such as a running state, by name.
-pub(crate) type Named = BTreeMap<String, TensorData>;
-
-/// Writes such tensors to a safetensors file that says which model they belong to.
-pub(crate) fn save_named<S: ChannelMixerConfig>(
-    path: &Path,
-    tensors: Vec<(String, TensorData)>,
-    config: &Rwkv7Config<S>,
-) -> Result<(), CheckpointError> {
-    let tensors: Vec<PackTensor> = tensors
-        .into_iter()
-        .map(|(name, data)| bridge::from_data(data, name, None))
-        .collect();
-    write::safetensors(path, &tensors, Some(config_json(config).to_string()))
-}
-
-/// Such tensors, and how the model that the file says they belong to differs from this one.
-pub(crate) fn read_named<S: ChannelMixerConfig>(
-    path: &Path,
-    config: &Rwkv7Config<S>,
-) -> Result<(Named, Vec<String>), CheckpointError> {
-    let opened = read::open(path)?;
-    let about = opened.about.as_ref();
-    let differences = about.map(|about| about.differences(&About::new(config)));
-    let differences = differences.unwrap_or_default();
-    Ok((Checkpoint::new(path, opened)?.read_all()?, differences))
 }

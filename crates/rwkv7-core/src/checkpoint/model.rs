@@ -17,7 +17,7 @@ use crate::{
     layers::{ChannelMix, ChannelMixer},
 };
 
-use super::{Checkpoint, CheckpointError, Format, fla, names, read::About, write};
+use super::{Checkpoint, CheckpointError, Format, ModelMetadata, fla, names, read::CONFIG, write};
 
 /// Loads an RWKV-7 model with f32 parameters from a checkpoint of any format.
 ///
@@ -40,7 +40,7 @@ pub fn save<S: ChannelMixerConfig>(
     format: Format,
     dtype: Option<DType>,
 ) -> Result<(), CheckpointError> {
-    write(path, config, official_tensors(model), format, dtype)
+    save_tensors(path, config, official_tensors(model), format, dtype)
 }
 
 impl Checkpoint {
@@ -75,9 +75,12 @@ impl Checkpoint {
             .named_for::<S>()
             .into_iter()
             .filter(|tensor| !names::is_unused(&tensor.name))
-            .map(|tensor| module_path::<S::Layer>(watched(tensor, not_finite.clone())))
+            .map(|mut tensor| {
+                tensor.name = names::rename_mixer(&tensor.name, S::Layer::NAME, "ffn");
+                watched(tensor, not_finite.clone())
+            })
             .collect();
-        let mut model = config.init(device, 0);
+        let mut model = config.init(device);
         let adapter = PyTorchToBurnAdapter.chain(FloatCastAdapter::to(dtype.into()));
         let result = model.apply(tensors, None, Some(Box::new(adapter)), true);
         let problems =
@@ -151,51 +154,25 @@ fn count_not_finite(data: &TensorData) -> usize {
 pub(super) fn official_tensors<M: ChannelMixer>(model: &Rwkv7<M>) -> Vec<PackTensor> {
     let mut tensors = model.collect(None, Some(Box::new(BurnToPyTorchAdapter)), true);
     for tensor in &mut tensors {
-        tensor.name = slot_name(&tensor.name, "ffn", M::NAME);
+        tensor.name = names::rename_mixer(&tensor.name, "ffn", M::NAME);
         tensor.param_id = None;
     }
     tensors.sort_by(|a, b| a.name.cmp(&b.name));
     tensors
 }
 
-fn module_path<M: ChannelMixer>(mut tensor: PackTensor) -> PackTensor {
-    tensor.name = slot_name(&tensor.name, M::NAME, "ffn");
-    tensor
+/// A configuration as checkpoint files carry it: its fields and `architecture`.
+pub fn config_json<S: ChannelMixerConfig>(config: &Rwkv7Config<S>) -> serde_json::Value {
+    serde_json::json!(ModelMetadata::new(config))
 }
 
-/// The module calls a block's channel mixer `ffn`, whatever it is; the checkpoint calls it by its name.
-pub(super) fn slot_name(name: &str, from: &str, to: &str) -> String {
-    let mut parts = name.splitn(4, '.');
-    match (parts.next(), parts.next(), parts.next(), parts.next()) {
-        (Some("blocks"), Some(layer), Some(part), Some(rest)) if part == from => {
-            format!("blocks.{layer}.{to}.{rest}")
-        }
-        _ => name.to_string(),
-    }
-}
-
-/// Writes tensors with official names and layouts that make up a model of this configuration.
+/// Writes tensors with official names and layouts that make up a model of this configuration; `dtype` `None` keeps every bit.
 ///
 /// # Errors
 ///
-/// [`CheckpointError::Write`]; then what was at `path` before is still there.
+/// [`CheckpointError::Write`]; then what was at `path` before is still there. [`CheckpointError::NoSuchLayout`] if the format
+/// has no names for this architecture.
 pub fn save_tensors<S: ChannelMixerConfig>(
-    path: &Path,
-    config: &Rwkv7Config<S>,
-    tensors: Vec<PackTensor>,
-    format: Format,
-    dtype: Option<DType>,
-) -> Result<(), CheckpointError> {
-    write(path, config, tensors, format, dtype)
-}
-
-/// A configuration as files of ours carry it: its fields and `architecture`.
-pub fn config_json<S: ChannelMixerConfig>(config: &Rwkv7Config<S>) -> serde_json::Value {
-    serde_json::json!(About::new(config))
-}
-
-/// Writes official tensors.
-pub(super) fn write<S: ChannelMixerConfig>(
     path: &Path,
     config: &Rwkv7Config<S>,
     tensors: Vec<PackTensor>,
@@ -206,10 +183,10 @@ pub(super) fn write<S: ChannelMixerConfig>(
         .into_iter()
         .map(|tensor| write::cast(tensor, dtype))
         .collect();
-    let about = config_json(config).to_string();
+    let metadata = config_json(config).to_string();
     match format {
-        Format::Official => write::safetensors(path, &tensors, Some(about)),
-        Format::Burn => write::burnpack(path, names::to_burn(tensors), &about),
+        Format::Official => write::safetensors(path, &tensors, [(CONFIG, metadata)]),
+        Format::Burn => write::burnpack(path, names::to_burn(tensors, S::Layer::NAME), &metadata),
         Format::Fla
             if S::Layer::NAME != ChannelMix::NAME
                 || config.embed_width.is_some()
@@ -221,19 +198,13 @@ pub(super) fn write<S: ChannelMixerConfig>(
             })
         }
         Format::Fla => {
-            let failed = |source| CheckpointError::Write {
+            std::fs::create_dir_all(path).map_err(|source| CheckpointError::Write {
                 path: path.to_path_buf(),
                 source,
-            };
-            std::fs::create_dir_all(path).map_err(failed)?;
+            })?;
             let tensors = names::to_fla(tensors);
-            write::safetensors(&path.join("model.safetensors"), &tensors, None)?;
-            let json = serde_json::to_vec_pretty(&fla::config(config, &tensors))
-                .map_err(|e| failed(e.into()))?;
-            crate::atomic::write(&path.join("config.json"), |out| {
-                std::io::Write::write_all(out, &json)
-            })
-            .map_err(failed)
+            write::safetensors(&path.join("model.safetensors"), &tensors, [])?;
+            write::json(&path.join("config.json"), &fla::config(config, &tensors))
         }
     }
 }

@@ -8,9 +8,9 @@ use std::collections::BTreeMap;
 use burn::tensor::{Shape, TensorData};
 use burn_store::{bridge, burn_pack::Tensor as PackTensor};
 
-/// Whose names a file uses.
+/// Whose names the tensors of a file have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Flavour {
+pub enum NamingScheme {
     /// The official ones, also under the prefixes `rwkv7.` (Hugging Face) and `_forward_module.` (DeepSpeed).
     Official,
     /// flash-linear-attention's, in Hugging Face layout.
@@ -89,22 +89,26 @@ const VECTORS: [&str; 12] = [
 ];
 
 /// Recognises a file's names.
-pub fn flavour(names: impl IntoIterator<Item = impl AsRef<str>>) -> Flavour {
+pub fn scheme(names: impl IntoIterator<Item = impl AsRef<str>>) -> NamingScheme {
     let fla = names.into_iter().any(|name| {
         let name = name.as_ref();
         name.contains(".r_proj.") || name.contains("_lora.lora.")
     });
-    if fla { Flavour::Fla } else { Flavour::Official }
+    if fla {
+        NamingScheme::Fla
+    } else {
+        NamingScheme::Official
+    }
 }
 
 /// Gives tensors their official names and layouts; names that mean nothing to us stay as they are.
-pub fn to_official(tensors: Vec<PackTensor>, flavour: Flavour) -> Vec<PackTensor> {
+pub fn to_official(tensors: Vec<PackTensor>, scheme: NamingScheme) -> Vec<PackTensor> {
     tensors
         .into_iter()
-        .flat_map(|tensor| match flavour {
-            Flavour::Official => vec![official_prefix(tensor)],
-            Flavour::Fla => from_fla(tensor),
-            Flavour::Burn => vec![from_burn(tensor)],
+        .flat_map(|tensor| match scheme {
+            NamingScheme::Official => vec![official_prefix(tensor)],
+            NamingScheme::Fla => from_fla(tensor),
+            NamingScheme::Burn => vec![from_burn(tensor)],
         })
         .map(vector_shape)
         .collect()
@@ -129,12 +133,14 @@ pub fn to_fla(tensors: Vec<PackTensor>) -> Vec<PackTensor> {
         .collect()
 }
 
-/// Gives official tensors the names and layouts of a Burn record.
-pub fn to_burn(tensors: Vec<PackTensor>) -> Vec<PackTensor> {
+/// Gives official tensors the paths and layouts of the parameters of [`Rwkv7`](crate::Rwkv7), so that Burn loads them; `mixer` is
+/// the checkpoint's name for the channel mixer. Layer 0's value residual, which the module does not have, is left out.
+pub fn to_burn(tensors: Vec<PackTensor>, mixer: &str) -> Vec<PackTensor> {
     tensors
         .into_iter()
+        .filter(|tensor| !is_unused(&tensor.name))
         .map(|tensor| {
-            let mut name = tensor.name.clone();
+            let mut name = rename_mixer(&tensor.name, mixer, "ffn");
             if is_norm(&name) {
                 name = name.replace(".weight", ".gamma").replace(".bias", ".beta");
             }
@@ -142,6 +148,15 @@ pub fn to_burn(tensors: Vec<PackTensor>) -> Vec<PackTensor> {
             relayout(tensor, name, layout)
         })
         .collect()
+}
+
+/// The tensor's name with another name for the channel mixer in it: `blocks.0.{from}.…` becomes `blocks.0.{to}.…`. The module
+/// calls every channel mixer `ffn`; checkpoints call it by [`ChannelMixer::NAME`](crate::layers::ChannelMixer::NAME).
+pub fn rename_mixer(name: &str, from: &str, to: &str) -> String {
+    match name.splitn(4, '.').collect::<Vec<_>>().as_slice() {
+        ["blocks", layer, part, rest] if *part == from => format!("blocks.{layer}.{to}.{rest}"),
+        _ => name.to_string(),
+    }
 }
 
 /// Whether this is one of the value-residual factors of layer 0, which no computation reads.
@@ -180,7 +195,7 @@ fn from_fla(tensor: PackTensor) -> Vec<PackTensor> {
     vec![relayout(tensor, name, entry.2)]
 }
 
-/// Training checkpoints hold the model under `model.`.
+/// The record may be of a module that holds the model in its field `model`.
 fn from_burn(mut tensor: PackTensor) -> PackTensor {
     if let Some(name) = tensor.name.strip_prefix("model.") {
         tensor.name = name.to_string();

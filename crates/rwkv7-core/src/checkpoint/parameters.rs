@@ -9,7 +9,7 @@ use burn::{
 
 use crate::{Rwkv7, Rwkv7Config, config::ChannelMixerConfig, layers::ChannelMixer};
 
-use super::model::slot_name;
+use super::names::rename_mixer;
 
 /// The initial value of one tensor of a model, by its official name and in its official layout; no other is made.
 pub fn initial_tensor<S: ChannelMixerConfig>(
@@ -50,7 +50,9 @@ pub fn initial_tensor<S: ChannelMixerConfig>(
         ffn: S::Layer::NAME,
         found: None,
     };
-    config.init(&Device::default(), seed).visit(&mut find);
+    config
+        .init_seeded(&Device::default(), seed)
+        .visit(&mut find);
     find.found
 }
 
@@ -84,7 +86,7 @@ impl Names {
             Some((path, "beta")) => format!("{path}.bias"),
             _ => name,
         };
-        slot_name(&name, "ffn", ffn)
+        rename_mixer(&name, "ffn", ffn)
     }
 }
 
@@ -149,6 +151,6 @@ pub fn expected_tensors<S: ChannelMixerConfig>(
         }
         (parameter.name, shape)
     };
-    let parameters = parameters(&config.init(&Device::default(), 0));
+    let parameters = parameters(&config.init(&Device::default()));
     parameters.into_iter().map(official).collect()
 }

@@ -9,6 +9,7 @@ use std::{
     sync::Arc,
 };
 
+use super::{CheckpointError, ModelMetadata, names::NamingScheme};
 use burn::tensor::{Bytes, DType, Shape};
 use burn_store::{
     bridge,
@@ -17,93 +18,30 @@ use burn_store::{
 };
 use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensors};
-use serde::Deserialize as _;
 
-use crate::{Rwkv7Config, config::ChannelMixerConfig};
-
-use super::{CheckpointError, names::Flavour};
-
-/// Key of the metadata entry in files that we write: checksums of all tensors.
+/// Key of a file's metadata entry with the checksums of all tensors.
 pub(super) const CHECKSUMS: &str = "metastate.crc32";
 
-/// Key of the metadata entry for the configuration, of which shapes show only a part.
+/// Key of a file's metadata entry with the [`ModelMetadata`].
 pub(super) const CONFIG: &str = "metastate.config";
 
+/// Key of a state file's metadata entry with the token that the model reads next.
+pub(super) const UNREAD: &str = "metastate.unread";
+
 /// The tensors of a file under the file's own names.
-pub(super) struct Opened {
+pub(super) struct RawCheckpoint {
     pub tensors: Vec<PackTensor>,
     pub format: &'static str,
     /// Set where the format alone tells whose names these are.
-    pub flavour: Option<Flavour>,
-    /// The configuration that files of ours carry.
-    pub about: Option<About>,
-}
-
-/// What a file says about the model in it.
-#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
-pub(super) struct About {
-    pub architecture: String,
-    #[serde(flatten, deserialize_with = "with_current_names")]
-    pub config: serde_json::Map<String, serde_json::Value>,
-}
-
-/// The fields of a configuration; the channel mixer's was called `second_half` before.
-fn with_current_names<'de, D: serde::Deserializer<'de>>(
-    fields: D,
-) -> Result<serde_json::Map<String, serde_json::Value>, D::Error> {
-    let mut fields = serde_json::Map::deserialize(fields)?;
-    if let Some(mixer) = fields.remove("second_half") {
-        fields.insert("ffn".into(), mixer);
-    }
-    Ok(fields)
-}
-
-impl About {
-    /// What a file with a model of this configuration says.
-    pub fn new<S: ChannelMixerConfig>(config: &Rwkv7Config<S>) -> Self {
-        let config = match serde_json::json!(config) {
-            serde_json::Value::Object(fields) => fields,
-            _ => unreachable!("a struct with named fields is an object"),
-        };
-        Self {
-            architecture: S::ARCHITECTURE.into(),
-            config,
-        }
-    }
-
-    /// What of a model's running state another model would take for something else, one line a field.
-    pub fn differences(&self, model: &Self) -> Vec<String> {
-        let difference = |field: &str, found: &str, expected: &str| {
-            format!("`{field}` is {found}, this model's is {expected}")
-        };
-        if self.architecture != model.architecture {
-            let (found, expected) = (&self.architecture, &model.architecture);
-            return vec![difference("architecture", found, expected)];
-        }
-        ["n_layer", "n_embd", "head_size", "ffn"]
-            .into_iter()
-            .filter_map(|field| Some((field, self.config.get(field)?, model.config.get(field)?)))
-            .filter(|(_, found, expected)| found != expected)
-            .map(|(field, found, expected)| {
-                difference(field, &found.to_string(), &expected.to_string())
-            })
-            .collect()
-    }
-
-    /// From the `config.json` in the file's folder, or, for a checkpoint of a training run, in the run's two folders above;
-    /// none where there is no such file or it is another program's.
-    pub fn beside(path: &Path) -> Option<Self> {
-        let run = path.extension().is_some_and(|e| e == "bpk");
-        let folders = path.ancestors().skip(usize::from(!path.is_dir()));
-        folders.take(if run { 3 } else { 1 }).find_map(|folder| {
-            let text = std::fs::read_to_string(folder.join("config.json")).ok()?;
-            serde_json::from_str(&text).ok()
-        })
-    }
+    pub scheme: Option<NamingScheme>,
+    /// The description of the model in the file itself.
+    pub metadata: Option<ModelMetadata>,
+    /// The token that a state has not read.
+    pub unread: Option<u32>,
 }
 
 /// Opens a checkpoint file of any format, told by its first bytes.
-pub(super) fn open(path: &Path) -> Result<Opened, CheckpointError> {
+pub(super) fn open(path: &Path) -> Result<RawCheckpoint, CheckpointError> {
     let read_error = |source: std::io::Error| match source.kind() {
         std::io::ErrorKind::NotFound => CheckpointError::NotFound {
             path: path.to_path_buf(),
@@ -147,7 +85,7 @@ pub(super) fn open(path: &Path) -> Result<Opened, CheckpointError> {
     }
 }
 
-fn open_folder(folder: &Path) -> Result<Opened, CheckpointError> {
+fn open_folder(folder: &Path) -> Result<RawCheckpoint, CheckpointError> {
     let single = folder.join("model.safetensors");
     if single.is_file() {
         return open_safetensors(&single);
@@ -177,21 +115,22 @@ fn open_folder(folder: &Path) -> Result<Opened, CheckpointError> {
     files.sort();
     files.dedup();
     let mut tensors = Vec::new();
-    let mut about = None;
+    let mut metadata = None;
     for file in &files {
         let shard = open(file)?;
         tensors.extend(shard.tensors);
-        about = about.or(shard.about);
+        metadata = metadata.or(shard.metadata);
     }
-    Ok(Opened {
+    Ok(RawCheckpoint {
         tensors,
         format: "safetensors",
-        flavour: None,
-        about,
+        scheme: None,
+        metadata,
+        unread: None,
     })
 }
 
-fn open_safetensors(path: &Path) -> Result<Opened, CheckpointError> {
+fn open_safetensors(path: &Path) -> Result<RawCheckpoint, CheckpointError> {
     let read_error = |source| CheckpointError::Read {
         path: path.to_path_buf(),
         source,
@@ -207,7 +146,7 @@ fn open_safetensors(path: &Path) -> Result<Opened, CheckpointError> {
 }
 
 /// The tensors of a safetensors file in memory; `path` is for messages.
-pub(super) fn safetensors<T>(path: &Path, map: Arc<T>) -> Result<Opened, CheckpointError>
+pub(super) fn safetensors<T>(path: &Path, map: Arc<T>) -> Result<RawCheckpoint, CheckpointError>
 where
     T: Deref<Target = [u8]> + Send + Sync + 'static,
 {
@@ -216,25 +155,25 @@ where
         format: "safetensors file",
         reason,
     };
-    let (header_length, metadata) =
+    let (header_length, header) =
         SafeTensors::read_metadata(&map).map_err(|e| damaged(e.to_string()))?;
     SafeTensors::deserialize(&map).map_err(|e| damaged(e.to_string()))?;
     let data_start = 8 + header_length;
-    let entry = |key: &str| metadata.metadata().as_ref().and_then(|m| m.get(key));
+    let entry = |key: &str| header.metadata().as_ref().and_then(|m| m.get(key));
     let checksums: BTreeMap<String, u32> = match entry(CHECKSUMS) {
         Some(text) => {
             serde_json::from_str(text).map_err(|e| damaged(format!("{CHECKSUMS}: {e}")))?
         }
         None => BTreeMap::new(),
     };
-    let about = match entry(CONFIG) {
+    let metadata = match entry(CONFIG) {
         Some(text) => {
             Some(serde_json::from_str(text).map_err(|e| damaged(format!("{CONFIG}: {e}")))?)
         }
         None => None,
     };
     let mut tensors = Vec::new();
-    for (name, info) in metadata.tensors() {
+    for (name, info) in header.tensors() {
         let dtype = match info.dtype {
             Dtype::F64 => DType::F64,
             Dtype::F32 => DType::F32,
@@ -275,11 +214,12 @@ where
             },
         ));
     }
-    Ok(Opened {
+    Ok(RawCheckpoint {
         tensors,
         format: "safetensors",
-        flavour: None,
-        about,
+        scheme: None,
+        metadata,
+        unread: entry(UNREAD).and_then(|token| token.parse().ok()),
     })
 }
 
@@ -291,7 +231,7 @@ fn map(file: &File) -> std::io::Result<Mmap> {
     unsafe { Mmap::map(file) }
 }
 
-fn open_pytorch(path: &Path) -> Result<Opened, CheckpointError> {
+fn open_pytorch(path: &Path) -> Result<RawCheckpoint, CheckpointError> {
     let reader = PytorchReader::new(path).map_err(|error| match error {
         PytorchError::Io(source)
             if !matches!(
@@ -315,29 +255,31 @@ fn open_pytorch(path: &Path) -> Result<Opened, CheckpointError> {
         tensor.name = name;
         tensor
     });
-    Ok(Opened {
+    Ok(RawCheckpoint {
         tensors: tensors.collect(),
         format: "PyTorch",
-        flavour: None,
-        about: None,
+        scheme: None,
+        metadata: None,
+        unread: None,
     })
 }
 
-fn open_burnpack(path: &Path) -> Result<Opened, CheckpointError> {
+fn open_burnpack(path: &Path) -> Result<RawCheckpoint, CheckpointError> {
     let damaged = |error: burn_pack::Error| CheckpointError::Damaged {
         path: path.to_path_buf(),
         format: "Burn record",
         reason: error.to_string(),
     };
     let reader = burn_pack::Reader::from_file(path).map_err(damaged)?;
-    let about = reader
+    let metadata = reader
         .metadata()
         .get(CONFIG)
         .and_then(|text| serde_json::from_str(text).ok());
-    Ok(Opened {
+    Ok(RawCheckpoint {
         tensors: reader.into_tensors().map_err(damaged)?,
         format: "Burn record",
-        flavour: Some(Flavour::Burn),
-        about,
+        scheme: Some(NamingScheme::Burn),
+        metadata,
+        unread: None,
     })
 }

@@ -5,13 +5,13 @@ use std::{
     collections::{BTreeMap, HashMap},
     io,
     path::Path,
-    sync::Mutex,
+    sync::{Mutex, PoisonError},
 };
 
 use burn::tensor::DType;
 use burn_store::{
     bridge,
-    burn_pack::{self, Tensor as PackTensor},
+    burn_pack::{self, AtomicFile, Tensor as PackTensor},
 };
 use safetensors::{Dtype, View};
 
@@ -33,11 +33,11 @@ pub(super) fn cast(tensor: PackTensor, dtype: Option<DType>) -> PackTensor {
     }
 }
 
-/// Writes a safetensors file with what is said of its model and a checksum of every tensor.
+/// Writes a safetensors file with these metadata and a checksum of every tensor.
 pub(super) fn safetensors(
     path: &Path,
     tensors: &[PackTensor],
-    about: Option<String>,
+    metadata: impl IntoIterator<Item = (&'static str, String)>,
 ) -> Result<(), CheckpointError> {
     let failed = |source| CheckpointError::Write {
         path: path.to_path_buf(),
@@ -51,11 +51,12 @@ pub(super) fn safetensors(
         checksums.insert(tensor.name.clone(), crc32fast::hash(&bytes));
     }
     let checksums = serde_json::to_string(&checksums).map_err(|e| failed(e.into()))?;
-    let mut metadata = HashMap::from([
-        (CHECKSUMS.to_string(), checksums),
-        ("format".to_string(), "pt".to_string()),
-    ]);
-    metadata.extend(about.map(|about| (CONFIG.to_string(), about)));
+    let own = [(CHECKSUMS, checksums), ("format", "pt".into())];
+    let metadata: HashMap<String, String> = own
+        .into_iter()
+        .chain(metadata)
+        .map(|(key, value)| (key.into(), value))
+        .collect();
 
     let problem = Mutex::new(None);
     let views = tensors
@@ -71,19 +72,40 @@ pub(super) fn safetensors(
         })
         .collect::<io::Result<Vec<_>>>()
         .map_err(failed)?;
-    crate::atomic::replace(path, |temporary| {
+    replace(path, |temporary| {
         safetensors::serialize_to_file(views, Some(metadata), temporary).map_err(|error| {
             match error {
                 safetensors::SafeTensorError::IoError(error) => error,
-                other => io::Error::other(other.to_string()),
+                other => io::Error::other(other),
             }
         })?;
-        match problem.lock() {
-            Ok(mut problem) => problem.take().map_or(Ok(()), Err),
-            Err(_) => Ok(()),
-        }
+        let mut problem = problem.lock().unwrap_or_else(PoisonError::into_inner);
+        problem.take().map_or(Ok(()), Err)
     })
-    .map_err(failed)
+}
+
+/// Writes a JSON file.
+pub(super) fn json(path: &Path, json: &serde_json::Value) -> Result<(), CheckpointError> {
+    replace(path, |temporary| {
+        std::fs::write(temporary, serde_json::to_vec_pretty(json)?)
+    })
+}
+
+/// Writes a file beside `path`, syncs the file and renames it to `path`: whatever interrupts this, `path` holds either what it
+/// held before or all of the new content.
+fn replace(
+    path: &Path,
+    content: impl FnOnce(&Path) -> io::Result<()>,
+) -> Result<(), CheckpointError> {
+    let written = || -> io::Result<()> {
+        let (file, _) = AtomicFile::create(path).map_err(io::Error::other)?;
+        content(file.path())?;
+        file.commit().map_err(io::Error::other)
+    };
+    written().map_err(|source| CheckpointError::Write {
+        path: path.to_path_buf(),
+        source,
+    })
 }
 
 /// A tensor that is read when it is written. The library has no way to report that this failed, so the reason is kept
@@ -121,24 +143,21 @@ impl View for Lazy<'_> {
     }
 }
 
-/// Writes a Burn record.
+/// Writes a Burn record, by way of a file beside it as [`replace`].
 pub(super) fn burnpack(
     path: &Path,
     tensors: Vec<PackTensor>,
     config: &str,
 ) -> Result<(), CheckpointError> {
-    crate::atomic::replace(path, |temporary| {
-        burn_pack::Writer::new(tensors)
-            .with_metadata(CONFIG, config)
-            .auto_extension(false)
-            .overwrite(true)
-            .write_to_file(temporary)
-            .map_err(|error| io::Error::other(error.to_string()))
-    })
-    .map_err(|source| CheckpointError::Write {
-        path: path.to_path_buf(),
-        source,
-    })
+    burn_pack::Writer::new(tensors)
+        .with_metadata(CONFIG, config)
+        .auto_extension(false)
+        .overwrite(true)
+        .write_to_file(path)
+        .map_err(|error| CheckpointError::Write {
+            path: path.to_path_buf(),
+            source: io::Error::other(error),
+        })
 }
 
 fn dtype(tensor: &PackTensor) -> io::Result<Dtype> {

@@ -1,7 +1,7 @@
 //! A block: time mixing, then a channel mixer, each on the normalised residual stream.
 //!
 //! ```text
-//! x = lift(ln0(x))               block 0 only: what leaves ln0, or the lift of a grown model, is the residual stream
+//! x = lift(ln0(x))               block 0 only; the lift in grown models only
 //! x = x + att(ln1(x))
 //! x = x + ffn(ln2(x))
 //! ```
@@ -15,21 +15,21 @@ use burn::{
 use crate::MatmulPrecision;
 use crate::state::{LayerState, StateTensors};
 
-use super::{LayerNorm, Span, TimeMix, TimeMixTrace, project};
+use super::{LayerNorm, Lengths, TimeMix, TimeMixTrace, project};
 
-/// What a block does after time mixing.
+/// The layer of a block that follows time mixing.
 ///
-/// [`ChannelMix`](super::ChannelMix) is RWKV-7's. A layer of another crate implements this trait and gets the whole
-/// model, its state, initialisation, checkpoints and training with it.
+/// [`ChannelMix`](super::ChannelMix) is RWKV-7's. A layer of another crate that implements this trait gets the model around it:
+/// running state, initial values, checkpoints and training.
 pub trait ChannelMixer: Module + ModuleDisplay + 'static {
-    /// What the layer carries from token to token.
+    /// The layer's running state.
     type State: StateTensors;
 
     /// Name of the layer in checkpoints: its tensors are called `blocks.{i}.{NAME}.…`.
     const NAME: &'static str;
 
-    /// Whether the layer reads the states of the recurrence token by token: then the trace holds them. `differentiated`
-    /// tells whether the tensors are on a device with autodiff.
+    /// Whether the layer reads the states of the recurrence token by token; if so, the trace holds them. `differentiated` tells
+    /// whether the tensors are on a device with autodiff.
     fn reads_states(&self, _differentiated: bool) -> bool {
         false
     }
@@ -39,32 +39,32 @@ pub trait ChannelMixer: Module + ModuleDisplay + 'static {
     /// # Shapes
     ///
     /// - `h`: `LN2(x)`, `[batch, time, C]`
-    /// - output: `[batch, time, C]`; what it holds at padding is not looked at
+    /// - output: `[batch, time, C]`; its values at padding have no effect
     ///
-    /// `trace` is what time mixing of the same block computed for the same tokens. At padding (`span`) the state must
-    /// not change.
+    /// `trace` holds the results of the same block's time mixing for the same tokens. The state must not change at padding, which
+    /// `lengths` tells.
     fn forward(
         &self,
         h: Tensor<3>,
         trace: &TimeMixTrace,
-        span: &Span,
+        lengths: &Lengths,
         state: Self::State,
     ) -> (Tensor<3>, Self::State);
 
     /// The state before the first token.
     fn zero_state(&self, batch: usize, device: &Device) -> Self::State;
 
-    /// How the layer multiplies with its weight matrices from now on.
-    fn set_matmul_precision(&mut self, _products: MatmulPrecision) {}
+    /// Sets the arithmetic of the products with the layer's weight matrices.
+    fn set_matmul_precision(&mut self, _precision: MatmulPrecision) {}
 
-    /// Names of what the layer can measure of itself.
+    /// Names of the layer's measurements of itself.
     const MEASUREMENTS: &'static [&'static str] = &[];
 
-    /// Switches on or off that the layer measures itself in every forward pass, which waits for the device.
+    /// Switches measuring on or off. A layer that measures itself waits for the device in every forward pass.
     fn measure(&mut self, _on: bool) {}
 
-    /// What the layer measured in its last forward pass, in the order of [`MEASUREMENTS`](Self::MEASUREMENTS); empty
-    /// where measuring is off.
+    /// The measurements of the last forward pass, in the order of [`MEASUREMENTS`](Self::MEASUREMENTS); empty if measuring is
+    /// off.
     fn measurements(&self) -> Vec<f64> {
         Vec::new()
     }
@@ -73,29 +73,29 @@ pub trait ChannelMixer: Module + ModuleDisplay + 'static {
 /// A block, generic over its channel mixer.
 #[derive(Module, Debug)]
 pub struct Block<M: ChannelMixer> {
-    /// Normalises the embedding; block 0 only, absent where it is folded into the table.
+    /// Layer norm of the embedding. Block 0 has it, unless a checkpoint has the norm folded into the table.
     pub ln0: Option<LayerNorm>,
-    /// From the width of the embedding to the model's, `E -> C`; block 0 of a grown model only.
+    /// From the width of the embedding to the model's, `E -> C`. Block 0 of some grown models has it.
     pub lift: Option<Linear>,
-    /// Before time mixing.
+    /// Layer norm before time mixing.
     pub ln1: LayerNorm,
-    /// Before the channel mixer.
+    /// Layer norm before the channel mixer.
     pub ln2: LayerNorm,
     /// Time mixing.
     pub att: TimeMix,
-    /// The channel mixer; the checkpoint calls it by [`ChannelMixer::NAME`].
+    /// The channel mixer. Checkpoints call it by [`ChannelMixer::NAME`].
     pub ffn: M,
 }
 
 impl<M: ChannelMixer> Block<M> {
     /// Runs the block on `x [batch, time, C]`; returns the new residual stream and state.
     ///
-    /// `value_first` is layer 0's value: layer 0 sets it, the others read it.
+    /// `value_first` is the value of block 0: block 0 sets it, and the other blocks read it.
     pub fn forward(
         &self,
         x: Tensor<3>,
         value_first: &mut Option<Tensor<3>>,
-        span: &Span,
+        lengths: &Lengths,
         state: LayerState<M::State>,
     ) -> (Tensor<3>, LayerState<M::State>) {
         let x = match &self.ln0 {
@@ -108,14 +108,14 @@ impl<M: ChannelMixer> Block<M> {
         };
         let h = self.ln1.forward(x.clone());
         let traced = self.ffn.reads_states(h.is_autodiff());
-        let (mixed, att, trace) = self.att.forward(h, value_first, span, state.att, traced);
+        let (mixed, att, trace) = self.att.forward(h, value_first, lengths, state.att, traced);
         let x = x + mixed;
         let h = self.ln2.forward(x.clone());
-        let (mixed, ffn) = self.ffn.forward(h, &trace, span, state.ffn);
+        let (mixed, ffn) = self.ffn.forward(h, &trace, lengths, state.ffn);
         (x + mixed, LayerState { att, ffn })
     }
 
-    /// How the block multiplies with its weight matrices from now on.
+    /// Sets the arithmetic of the products with the block's weight matrices.
     pub fn set_matmul_precision(&mut self, precision: MatmulPrecision) {
         self.att.precision = precision;
         self.ffn.set_matmul_precision(precision);

@@ -1,6 +1,7 @@
 //! Channel mixing, the channel mixer of an RWKV-7 block: `W_v relu(W_k (h + Δ ⊙ x_k))²`, `Δ_t = h_{t-1} - h_t`.
 
 use burn::{
+    config::Config,
     module::{Module, Param},
     nn::Linear,
     tensor::{Device, Tensor},
@@ -16,7 +17,7 @@ use crate::{
 };
 
 use super::{
-    ChannelMixer, Span, TimeMixTrace, check_state, last_token, project, token_shift, zero_state,
+    ChannelMixer, Lengths, TimeMixTrace, check_state, last_token, project, token_shift, zero_state,
 };
 
 /// Configuration of [`ChannelMix`].
@@ -27,7 +28,7 @@ pub struct ChannelMixConfig {
     pub ffn_size: usize,
 }
 
-/// Channel mixing.
+/// Channel mixing. The fields bear the names of the official checkpoint's tensors `blocks.{i}.ffn.…`.
 #[derive(Module, Debug)]
 pub struct ChannelMix {
     /// Token-shift mix, `[1, 1, C]`.
@@ -36,16 +37,25 @@ pub struct ChannelMix {
     pub key: Linear,
     /// `F -> C`.
     pub value: Linear,
-    /// How it multiplies with its matrices.
+    /// Arithmetic of the products with the weight matrices.
     #[module(skip)]
     pub precision: MatmulPrecision,
 }
 
-/// What channel mixing carries from token to token: the last normalised input, `[batch, C]`.
+/// State of [`ChannelMix`].
 #[derive(Clone, Debug)]
 pub struct ChannelMixState {
-    /// Input of the last token, `[batch, C]`.
+    /// Normalised input of the last token, `[batch, C]`.
     pub shift: Tensor<2>,
+}
+
+impl Config for ChannelMixConfig {}
+
+impl ChannelMixConfig {
+    /// Channel mixing of this feed-forward width.
+    pub fn new(ffn_size: usize) -> Self {
+        Self { ffn_size }
+    }
 }
 
 impl ChannelMixerConfig for ChannelMixConfig {
@@ -101,12 +111,12 @@ impl ChannelMixer for ChannelMix {
         &self,
         h: Tensor<3>,
         _trace: &TimeMixTrace,
-        span: &Span,
+        lengths: &Lengths,
         state: ChannelMixState,
     ) -> (Tensor<3>, ChannelMixState) {
         let [batch, _, width] = h.dims();
         check_state("ffn.shift", &state.shift, [batch, width]);
-        let shift = last_token(&h, &state.shift, span);
+        let shift = last_token(&h, &state.shift, lengths);
         let x_k = token_shift(h, state.shift, self.x_k.val());
         let hidden = ops::relu_squared(project(&self.key, x_k, self.precision));
         let out = project(&self.value, hidden, self.precision);

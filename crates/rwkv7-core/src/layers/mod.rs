@@ -17,11 +17,11 @@ pub use block::{Block, ChannelMixer};
 pub use channel_mix::{ChannelMix, ChannelMixConfig, ChannelMixState};
 pub use norm::{LayerNorm, head_norm};
 pub use time_mix::{TimeMix, TimeMixState, TimeMixTrace};
-pub use token_shift::{Span, last_token, token_shift};
+pub use token_shift::{Lengths, last_token, token_shift};
 
-/// `x W`, and the bias if there is one, for `x [batch, time, in]`; one product over batch and time, which is twice as fast as a
-/// batched one on the CPU.
-pub fn project(linear: &Linear, x: Tensor<3>, precision: MatmulPrecision) -> Tensor<3> {
+/// `x W`, plus the bias if there is one, for `x [batch, time, in]`. One product over batch and time is twice as fast on the CPU as
+/// a batched product.
+pub(crate) fn project(linear: &Linear, x: Tensor<3>, precision: MatmulPrecision) -> Tensor<3> {
     let [batch, time, width] = x.dims();
     let y = precision.matmul(x.reshape([batch * time, width]), linear.weight.val());
     let y = match &linear.bias {
@@ -32,16 +32,16 @@ pub fn project(linear: &Linear, x: Tensor<3>, precision: MatmulPrecision) -> Ten
     y.reshape([batch, time, out])
 }
 
-/// Zeros of these dimensions in f32, the dtype of every running state.
+/// A running state of zeros. All running states are f32.
 pub fn zero_state<const D: usize>(dims: [usize; D], device: &Device) -> Tensor<D> {
     Tensor::zeros(dims, (device, burn::tensor::DType::F32))
 }
 
-/// Checks that the running state a layer is given is of its size and batch; `name` is the tensor's in state files.
+/// Checks the shape of a running state; `name` is the name of its tensor in state files.
 ///
 /// # Panics
 ///
-/// If it is not.
+/// If the state is of another size or batch than `expected`.
 pub fn check_state<const D: usize>(name: &str, state: &Tensor<D>, expected: [usize; D]) {
     let found = state.dims();
     assert!(

@@ -9,7 +9,8 @@ use crate::ops;
 
 /// Scale, shift and epsilon of a layer norm, or of the group norm over each head.
 ///
-/// Checkpoint files know it by the name of Burn's own struct.
+/// The struct has the name of Burn's own, by which burn-store recognises norms: their parameters are called `weight` and `bias`
+/// in checkpoints.
 #[derive(Module, Debug)]
 pub struct LayerNorm {
     /// Scale, `[C]`.
@@ -20,8 +21,8 @@ pub struct LayerNorm {
     pub epsilon: f64,
 }
 
-/// The layer norm of each head, without scale and shift: over the last axis of `x [batch, time, heads, size]`, mean and variance of
-/// its first `prefix` entries, or of all.
+/// The layer norm of each head, without scale and shift, over the last axis of `x [batch, time, heads, size]`. Mean and variance
+/// are those of the first `prefix` entries, or of all.
 pub fn head_norm(x: Tensor<4>, prefix: Option<usize>, epsilon: f64) -> Tensor<4> {
     let [batch, time, heads, size] = x.dims();
     if let Some(prefix) = prefix {

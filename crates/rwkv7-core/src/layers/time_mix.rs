@@ -29,7 +29,7 @@ use crate::{
     },
 };
 
-use super::{LayerNorm, Span, check_state, last_token, project, zero_state};
+use super::{LayerNorm, Lengths, check_state, last_token, project, zero_state};
 
 /// Time mixing. Fields are named like the official checkpoint's tensors `blocks.{i}.att.…`.
 #[derive(Module, Debug)]
@@ -84,15 +84,15 @@ pub struct TimeMix {
     pub output: Linear,
     /// Group norm over each head.
     pub ln_x: LayerNorm,
-    /// Channels of each head that the group norm is taken over; all where none.
+    /// Number of channels of each head, from the first, that the group norm is taken over; all channels if none.
     #[module(skip)]
     pub norm_prefix: Option<usize>,
-    /// How it multiplies with its matrices.
+    /// Arithmetic of the products with the weight matrices.
     #[module(skip)]
     pub precision: MatmulPrecision,
 }
 
-/// What time mixing carries from token to token.
+/// State of [`TimeMix`].
 #[derive(Clone, Debug)]
 pub struct TimeMixState {
     /// Normalised input of the last token, `[batch, C]`.
@@ -101,12 +101,12 @@ pub struct TimeMixState {
     pub wkv: Tensor<4>,
 }
 
-/// What a channel mixer may read of the time mixing before it, for the same tokens.
+/// The results of time mixing that the channel mixer of the same block may read, for the same tokens.
 ///
-/// At padding the step that the input describes leaves the state as it is.
+/// At padding the input describes a step that does not change the state.
 #[derive(Clone, Debug)]
 pub struct TimeMixTrace {
-    /// What the operator was given, per token `[batch, time, heads, head_size]`: receptance r, log decay ln w, replacement
+    /// Input of the recurrence, per token `[batch, time, heads, head_size]`: receptance r, log decay ln w, replacement
     /// key k̃, value v, removal direction -κ̂ and removal weight κ̂ ⊙ a.
     pub input: Wkv7Input,
     /// State before the first token, `[batch, heads, value, key]`.
@@ -143,7 +143,7 @@ impl TimeMix {
         &self,
         h: Tensor<3>,
         value_first: &mut Option<Tensor<3>>,
-        span: &Span,
+        lengths: &Lengths,
         state: TimeMixState,
         traced: bool,
     ) -> (Tensor<3>, TimeMixState, TimeMixTrace) {
@@ -151,7 +151,7 @@ impl TimeMix {
         let [heads, head_size] = self.r_k.dims();
         check_state("att.shift", &state.shift, [batch, width]);
         check_state("att.wkv", &state.wkv, [batch, heads, head_size, head_size]);
-        let shift = last_token(&h, &state.shift, span);
+        let shift = last_token(&h, &state.shift, lengths);
         let mixes = [
             &self.x_r, &self.x_w, &self.x_k, &self.x_v, &self.x_a, &self.x_g,
         ];
@@ -184,7 +184,8 @@ impl TimeMix {
         // At padding nothing is removed, added or forgotten.
         let clear = |x: Tensor<4>| {
             let flat = x.reshape([batch, time, width]);
-            span.clear_padding(flat)
+            lengths
+                .clear_padding(flat)
                 .reshape([batch, time, heads, head_size])
         };
         let split = |x: Tensor<3>| x.reshape([batch, time, heads, head_size]);
@@ -192,7 +193,7 @@ impl TimeMix {
             r: split(r),
             log_w: clear(log_w),
             k: clear(k),
-            v: split(span.clear_padding(v)),
+            v: split(lengths.clear_padding(v)),
             a,
             b: clear(b),
         };

@@ -4,10 +4,9 @@ use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 
 use crate::ops;
 
-/// How much of each row of a batch is real: all of it, or its first positions, the rest being padding, which must not
-/// change anyone's result.
+/// Number of real tokens in each row of a batch. The positions after them are padding, which changes no result.
 #[derive(Clone, Debug)]
-pub struct Span {
+pub struct Lengths {
     ragged: Option<Ragged>,
 }
 
@@ -19,13 +18,13 @@ struct Ragged {
     lengths: Tensor<3, Int>,
 }
 
-impl Span {
+impl Lengths {
     /// Every position of every row.
     pub fn full() -> Self {
         Self { ragged: None }
     }
 
-    /// The span of rows with these numbers of real tokens, padded to `time`.
+    /// Rows with these numbers of real tokens, padded to `time`.
     ///
     /// # Panics
     ///
@@ -71,9 +70,9 @@ pub fn token_shift(h: Tensor<3>, last: Tensor<2>, mu: Tensor<3>) -> Tensor<3> {
 
 /// The last real token of each row of `h [batch, time, width]`, `[batch, width]`; of an empty row `last`, the token before
 /// the first one.
-pub fn last_token(h: &Tensor<3>, last: &Tensor<2>, span: &Span) -> Tensor<2> {
+pub fn last_token(h: &Tensor<3>, last: &Tensor<2>, lengths: &Lengths) -> Tensor<2> {
     let [batch, time, width] = h.dims();
-    let token = match &span.ragged {
+    let token = match &lengths.ragged {
         None => h.clone().narrow(1, time - 1, 1),
         Some(Ragged { lengths, .. }) => {
             let last = last.clone().cast(h.dtype()).unsqueeze_dim::<3>(1);

@@ -13,6 +13,15 @@ pub use stream::StreamDecoder;
 pub use world::WorldTokenizer;
 
 /// A map between text and token ids that loses nothing.
+///
+/// ```
+/// use rwkv7_core::tokenizer;
+///
+/// let tokenizer = tokenizer::load("byte")?;
+/// assert_eq!(tokenizer.encode("Hi")?, [72, 105]);
+/// assert_eq!(tokenizer.decode(&[72, 105])?, "Hi");
+/// # Ok::<(), tokenizer::TokenizerError>(())
+/// ```
 pub trait Tokenizer: Send + Sync {
     /// The largest id plus one: a model needs at least this many embeddings.
     fn vocab_size(&self) -> usize;
@@ -31,10 +40,10 @@ pub trait Tokenizer: Send + Sync {
     /// [`TokenizerError::UnknownId`].
     fn decode_bytes(&self, ids: &[u32]) -> Result<Vec<u8>, TokenizerError>;
 
-    /// The id between documents; it stands for no text.
+    /// The id between documents, which stands for no text.
     fn end_of_text(&self) -> u32;
 
-    /// The text that ids stand for; what is not valid UTF-8 becomes U+FFFD.
+    /// The text that ids stand for. Bytes that are not valid UTF-8 become U+FFFD.
     ///
     /// # Errors
     ///
@@ -62,9 +71,9 @@ pub enum TokenizerError {
         path: PathBuf,
         /// Line number from 1; 0 for the file as a whole.
         line: usize,
-        /// What is there.
+        /// The content of the line.
         found: String,
-        /// What a vocabulary has there.
+        /// The content that a vocabulary has there.
         expected: String,
     },
     /// A `tokenizer.json` that the `tokenizers` library refuses or that lacks something.
@@ -72,13 +81,13 @@ pub enum TokenizerError {
     HuggingFace {
         /// The file.
         path: PathBuf,
-        /// What is wrong.
+        /// The cause.
         reason: String,
     },
     /// The `tokenizers` library failed on a text.
     #[error("the tokenizer failed: {reason}")]
     Library {
-        /// What it says.
+        /// The library's message.
         reason: String,
     },
     /// An id that the tokenizer does not have.
@@ -97,7 +106,7 @@ pub enum TokenizerError {
 ///
 /// # Errors
 ///
-/// [`TokenizerError`] names the file and what is wrong with it.
+/// [`TokenizerError`] names the file and the cause.
 pub fn load(spec: &str) -> Result<Box<dyn Tokenizer>, TokenizerError> {
     if spec == "byte" {
         return Ok(Box::new(ByteTokenizer));

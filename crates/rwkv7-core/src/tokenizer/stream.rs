@@ -2,7 +2,7 @@
 
 use super::{Tokenizer, TokenizerError};
 
-/// Turns ids into text one by one and never splits a character: what may still become one is held back.
+/// Turns ids into text one by one and never splits a character: bytes that may still become a character are held back.
 pub struct StreamDecoder<'a> {
     tokenizer: &'a dyn Tokenizer,
     pending: Vec<u8>,
@@ -41,7 +41,7 @@ impl<'a> StreamDecoder<'a> {
         Ok(text)
     }
 
-    /// What is left, at the end: U+FFFD if a character was cut off.
+    /// The rest at the end of the text: U+FFFD if a character was cut off.
     pub fn finish(self) -> String {
         String::from_utf8_lossy(&self.pending).into_owned()
     }

@@ -159,7 +159,7 @@ fn the_papers_expansion_may_be_random() {
 
     let large = |method| {
         let device = Device::flex();
-        let small = from.init(&device, 3);
+        let small = from.init_seeded(&device, 3);
         grow_model(&small, &plan(&from, &to, method), &device, 3).unwrap()
     };
     for (method, columns) in [(Method::Paper, false), (Method::PaperRandom, true)] {
@@ -217,7 +217,7 @@ fn adams_moments_grow_with_the_parameters() {
     fn check<S: Growable>(from: &Rwkv7Config<S>, to: &Rwkv7Config<S>, writer: &str) {
         let device = Device::default().autodiff();
         let mut optimizer = OptimizerConfig::default().init();
-        let start = shaken(from.init(&Device::default(), 1), 1, FloatDType::F32);
+        let start = shaken(from.init_seeded(&Device::default(), 1), 1, FloatDType::F32);
         let start = Checkpoint::of_model(from, &start);
         let mut small = start.into_model(from, &device, FloatDType::F32).unwrap();
         for _ in 0..3 {
@@ -281,7 +281,7 @@ fn adams_moments_grow_with_the_parameters() {
             }
         }
 
-        let other = from.init(&device, 1);
+        let other = from.init_seeded(&device, 1);
         let error = grow_optimizer(&plan, &other, &large, optimizer.to_record()).unwrap_err();
         assert!(
             error.to_string().contains("not that of this model"),
@@ -320,7 +320,7 @@ fn new_heads_that_wake_up_disturb_little() {
                 let new = width - from.n_embd;
                 let count = (inner * new) as u64;
                 let values = (0..count)
-                    .map(|i| noise * gaussian(9, i))
+                    .map(|i| noise * normal_at(9, i))
                     .collect::<Vec<_>>();
                 let data = TensorData::new(values, [inner, new]);
                 let noise = Tensor::from_data(data, (&weight.device(), weight.dtype()));

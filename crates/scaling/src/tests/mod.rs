@@ -8,10 +8,11 @@ use meta_state::{MetaStateConfig, Oms, Removal, Scale, Side, Sse};
 use rwkv7_core::{
     Rwkv7, Rwkv7Config,
     checkpoint::{self, Checkpoint, Format},
+    init::random::normal_at,
     layers::ChannelMixConfig,
 };
 
-use crate::{Embedding, Growable, Method, Plan, ScalingError, apply::gaussian, grow};
+use crate::{Embedding, Growable, Method, Plan, ScalingError, grow};
 
 mod methods;
 
@@ -39,7 +40,7 @@ fn shaken<M: Module>(module: M, seed: u64, dtype: FloatDType) -> M {
             self.0 += 1;
             param.map(|x| {
                 let count = x.shape().num_elements() as u64;
-                let noise = (0..count).map(|i| 0.3 * gaussian(self.0, i) as f32);
+                let noise = (0..count).map(|i| 0.3 * normal_at(self.0, i) as f32);
                 let noise = TensorData::new(noise.collect::<Vec<_>>(), x.shape());
                 (x.clone() + Tensor::from_data(noise, &x.device())).cast(self.1)
             })
@@ -92,7 +93,7 @@ impl<S: Growable> Pair<S> {
         let device = Device::default();
         let folder = tempfile::tempdir().unwrap();
         let [a, b] = ["a.safetensors", "b.safetensors"].map(|name| folder.path().join(name));
-        let small = shaken(plan.from.init(&device, seed), seed, dtype);
+        let small = shaken(plan.from.init_seeded(&device, seed), seed, dtype);
         checkpoint::save(&a, &plan.from, &small, Format::Official, None).unwrap();
         let source = Checkpoint::open(&a).unwrap();
         grow(&source, &plan, &b, Format::Official, None, seed, |_, _| {}).unwrap();
@@ -121,7 +122,7 @@ impl<S: Growable> Pair<S> {
 
 /// A number from 0 to `below - 1` that seed and place decide.
 fn pick(seed: u64, place: u64, below: usize) -> usize {
-    (gaussian(seed, place).abs() * 1e6) as usize % below
+    (normal_at(seed, place).abs() * 1e6) as usize % below
 }
 
 /// A random growth of RWKV-7: some dimensions stay, others grow by any ratio, heads by copies or outside of the norms.
@@ -224,7 +225,7 @@ fn growth_by_nothing_is_the_identity() {
     fn check<S: Growable>(config: &Rwkv7Config<S>) {
         let folder = tempfile::tempdir().unwrap();
         let [a, b] = ["a.safetensors", "b.safetensors"].map(|name| folder.path().join(name));
-        let model = shaken(config.init(&Device::default(), 0), 0, FloatDType::F32);
+        let model = shaken(config.init(&Device::default()), 0, FloatDType::F32);
         checkpoint::save(&a, config, &model, Format::Official, None).unwrap();
         let plan = Plan::new(config, config, Method::Lossless, Embedding::Lift).unwrap();
         let source = Checkpoint::open(&a).unwrap();
@@ -244,7 +245,7 @@ fn growth_in_two_stages_loses_nothing() {
         let device = Device::default();
         let folder = tempfile::tempdir().unwrap();
         let file = |i: usize| folder.path().join(format!("{i}.safetensors"));
-        let small = shaken(stages[0].init(&device, 0), 0, FloatDType::F64);
+        let small = shaken(stages[0].init(&device), 0, FloatDType::F64);
         checkpoint::save(&file(0), &stages[0], &small, Format::Official, None).unwrap();
         for (i, target) in stages.iter().enumerate().skip(1) {
             let source = Checkpoint::open(&file(i - 1)).unwrap();

@@ -1,0 +1,85 @@
+//! The description of its model that a checkpoint file carries beside the tensors.
+
+use std::path::Path;
+
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::{Map, Value};
+
+use crate::{Rwkv7Config, config::ChannelMixerConfig};
+
+/// Architecture and configuration of a model, as a checkpoint file or the `config.json` beside it says them.
+///
+/// The shapes of the tensors show most of a configuration. The metadata add the rest: epsilons, and the choices of a channel
+/// mixer.
+///
+/// ```
+/// use rwkv7_core::checkpoint::ModelMetadata;
+///
+/// let json = r#"{"architecture": "rwkv7", "group_norm_eps": 0.00064}"#;
+/// let metadata: ModelMetadata = serde_json::from_str(json)?;
+/// assert_eq!(metadata.architecture, "rwkv7");
+/// # Ok::<(), serde_json::Error>(())
+/// ```
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ModelMetadata {
+    /// Name of the architecture, as [`ChannelMixerConfig::ARCHITECTURE`] has it.
+    pub architecture: String,
+    /// Fields of [`Rwkv7Config`]; any may be missing.
+    #[serde(flatten, deserialize_with = "with_current_names")]
+    pub config: Map<String, Value>,
+}
+
+/// The fields of a configuration; older files call the channel mixer `second_half`.
+fn with_current_names<'de, D: Deserializer<'de>>(
+    fields: D,
+) -> Result<Map<String, Value>, D::Error> {
+    let mut fields = Map::deserialize(fields)?;
+    if let Some(mixer) = fields.remove("second_half") {
+        fields.insert("ffn".into(), mixer);
+    }
+    Ok(fields)
+}
+
+impl ModelMetadata {
+    /// The metadata of a model of this configuration.
+    pub fn new<S: ChannelMixerConfig>(config: &Rwkv7Config<S>) -> Self {
+        let config = match serde_json::json!(config) {
+            Value::Object(fields) => fields,
+            _ => unreachable!("a struct with named fields is an object"),
+        };
+        Self {
+            architecture: S::ARCHITECTURE.into(),
+            config,
+        }
+    }
+
+    /// The metadata in the `config.json` of this folder, or of the folder that this file is in; none where there is no such
+    /// file or where the file is another program's.
+    pub fn beside(path: &Path) -> Option<Self> {
+        let folder = match path.is_dir() {
+            true => path,
+            false => path.parent().unwrap_or(path),
+        };
+        let text = std::fs::read_to_string(folder.join("config.json")).ok()?;
+        serde_json::from_str(&text).ok()
+    }
+
+    /// Fields in which the two models differ so that a state of one is invalid for the other, one line a field.
+    pub(super) fn differences(&self, model: &Self) -> Vec<String> {
+        let difference = |field: &str, found: &str, expected: &str| {
+            format!("`{field}` is {found}, this model's is {expected}")
+        };
+        if self.architecture != model.architecture {
+            let (found, expected) = (&self.architecture, &model.architecture);
+            return vec![difference("architecture", found, expected)];
+        }
+        ["n_layer", "n_embd", "head_size", "ffn"]
+            .into_iter()
+            .filter_map(|field| Some((field, self.config.get(field)?, model.config.get(field)?)))
+            .filter(|(_, found, expected)| found != expected)
+            .map(|(field, found, expected)| {
+                difference(field, &found.to_string(), &expected.to_string())
+            })
+            .collect()
+    }
+}
