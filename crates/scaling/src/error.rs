@@ -1,4 +1,6 @@
-//! What can be wrong with a growth.
+//! Errors of growths.
+
+use std::path::PathBuf;
 
 use rwkv7_core::{checkpoint::CheckpointError, config::ConfigError};
 
@@ -35,8 +37,8 @@ pub enum ScalingError {
         /// Why, and what to do.
         reason: &'static str,
     },
-    /// New blocks that cannot be where they shall be.
-    #[error("no new blocks at these places: {reason}")]
+    /// New blocks that cannot be at these positions.
+    #[error("no new blocks at these positions: {reason}")]
     NewBlocks {
         /// What does not fit.
         reason: String,
@@ -52,6 +54,18 @@ pub enum ScalingError {
     Optimizer {
         /// What does not fit.
         reason: String,
+    },
+    /// The larger model was compared with the smaller one and computes something else.
+    #[error(
+        "{}: the larger model's logits differ from the smaller one's by up to {largest:.1e} standard deviations, which is not \
+         lossless; nothing was written. Half-precision values that had to be scaled are rounded: try f32",
+        output.display()
+    )]
+    NotLossless {
+        /// The file that was to be written.
+        output: PathBuf,
+        /// Largest difference of a logit, in standard deviations of the smaller model's logits.
+        largest: f64,
     },
     /// The target is no model.
     #[error("the target: {0}")]

@@ -13,17 +13,11 @@ use rwkv7_core::{
     tokenizer::{StreamDecoder, Tokenizer},
 };
 use serde_json::json;
-use zoo::{AnyModel, Model, Source, for_architecture};
+use zoo::{AnyModel, Model, Source, for_architecture, row};
 
-use crate::{
-    Outcome,
-    cli::Generate,
-    device,
-    model::{row, tokenizer},
-    output, state,
-};
+use crate::{Outcome, cli::Generate, device, output, state};
 
-use super::{report, say};
+use super::report;
 
 /// Prompt tokens per forward pass: bounds the memory that a long prompt takes.
 const PROMPT_CHUNK: usize = 1024;
@@ -55,7 +49,7 @@ pub fn run(args: Generate) -> Outcome {
     }
     let device: Device = device::open(args.on.device.as_deref())?;
     let model = AnyModel::load(source.open()?, &device)?;
-    let (_, tokenizer) = tokenizer(&source, args.tokenizer.as_deref(), model.vocab_size())?;
+    let (_, tokenizer) = source.tokenizer(args.tokenizer.as_deref(), model.vocab_size())?;
     let tokenizer = tokenizer.as_ref();
     for_architecture!(AnyModel, model, model => generate(&args, &model, tokenizer, sampler, &device))
 }
@@ -138,10 +132,10 @@ fn generate<S: ChannelMixerConfig>(
         });
         report(true, object, String::new);
     } else {
-        say(format!(
+        log::info!(
             "{prompt_tokens} prompt tokens in {prompt_seconds:.2} s, {count} tokens at {speed:.1} tokens/s, state of {} values",
             state.num_values()
-        ));
+        );
     }
     Ok(())
 }
