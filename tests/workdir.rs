@@ -19,9 +19,9 @@ pub fn golden(name: &str) -> String {
 }
 
 /// A folder to work in, which also holds the cache.
-pub struct Place(pub TempDir);
+pub struct Workdir(pub TempDir);
 
-impl Place {
+impl Workdir {
     pub fn new() -> Self {
         Self(tempfile::tempdir().unwrap())
     }
