@@ -80,7 +80,7 @@ impl Growable for MetaStateConfig {
         let random = || Fill::Random.into();
         match name {
             "x_k" => TensorRule::vector(axes.width(Fill::Initial)),
-            // Fill heads write nothing, even once they have woken up.
+            // New heads write nothing, even after they have learned to read.
             "W_oms" => TensorRule::scaled(
                 axes.scale,
                 [

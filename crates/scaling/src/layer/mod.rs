@@ -1,5 +1,5 @@
-//! The growth of one layer, for authors of layers: what becomes of each of its tensors, by official name and layout (linear
-//! weights `[out, in]`).
+//! The growth of one layer, for authors of layers. A [`TensorRule`] says how a tensor becomes larger, by its official name and
+//! layout (linear weights `[out, in]`); [`Growable`] gives the rule of each tensor of a layer.
 
 mod meta_state;
 mod naive;
@@ -106,7 +106,7 @@ pub enum AxisGrowth {
     Channels {
         /// Entries of new heads.
         heads: Fill,
-        /// Fill entries of all heads.
+        /// New entries of all heads.
         size: Fill,
     },
 }
@@ -165,8 +165,8 @@ impl TensorRule {
         Self::grow([Fill::Zero.into(), Fill::Zero.into(), axis])
     }
 
-    /// What becomes of the mean of the gradients' powers of this order, which Adam keeps: θ' = sθ has the gradient g / s. Fill
-    /// entries have seen nothing. None where no old entries are.
+    /// The rule for the mean of the gradients' powers of this order, which Adam keeps. A parameter θ' = sθ has the gradient g / s,
+    /// and new entries have seen no gradient. None for a tensor without old entries.
     pub(crate) fn of_moment(&self, order: i32) -> Option<Self> {
         let seen = |new: Fill| match new {
             // If the next tensor splits its weight between copies, each copy gets that share of the gradient; a split tensor itself

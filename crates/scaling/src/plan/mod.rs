@@ -23,7 +23,7 @@ pub enum Method {
     /// The larger model computes what the smaller one does.
     #[default]
     Lossless,
-    /// Fill blocks are copies of old ones instead of blocks that add nothing; widths as in `lossless`. The outputs change.
+    /// New blocks are copies of old ones, and widths grow as in `lossless`. The outputs change.
     Stack,
     /// The Meta-State paper's recipe: old entries as they are among the initial values of a new model. The outputs change.
     ///
@@ -127,8 +127,8 @@ pub struct Plan<S> {
 }
 
 impl<S: Growable> Plan<S> {
-    /// The growth of a model of configuration `from` to the dimensions of `to`. Fill blocks are spread over the depth. How the
-    /// larger model's embedding gets its width is not taken from `to`.
+    /// The growth of a model of configuration `from` to the dimensions of `to`. New blocks are spread over the depth. `embedding`
+    /// decides on the width of the larger model's embedding, and not `to`.
     ///
     /// # Errors
     ///
