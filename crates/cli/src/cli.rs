@@ -80,7 +80,7 @@ pub struct Train {
 pub enum Task {
     /// Loss, perplexity and bits per byte of a text.
     Perplexity,
-    /// How many numbers of --digits digits a model of the recipe `reverse` writes backwards.
+    /// Numbers of --digits digits that a model of the recipe `reverse` writes backwards.
     Reverse,
 }
 
@@ -173,7 +173,7 @@ pub struct Generate {
         allow_negative_numbers = true
     )]
     pub frequency_penalty: f32,
-    /// How much of an occurrence is left after each token.
+    /// Factor on the weight of an occurrence after each token.
     #[arg(
         long,
         value_name = "X",

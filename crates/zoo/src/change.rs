@@ -8,13 +8,13 @@ use crate::entries;
 /// The key of a configuration's architecture in JSON.
 const ARCHITECTURE: &str = "architecture";
 
-/// A growth to something that is no model of the same kind.
+/// The target of a growth is no model of the same architecture.
 #[derive(Debug, thiserror::Error)]
 #[error("growth to {given}: {reason}")]
 pub struct TargetError {
-    /// What was asked for.
+    /// The value of the growth's target.
     pub given: String,
-    /// What is wrong, and what to do.
+    /// The problem and the remedy.
     pub reason: String,
 }
 

@@ -186,7 +186,7 @@ mod tests {
         ("g1-13.3b", 13_269_245_952, 16_490_496),
     ];
 
-    /// What the official code prints for its own models.
+    /// The counts that the official code prints for its models.
     const OFFICIAL: [(&str, usize); 9] = [
         ("pile-168m", 167_688_192),
         ("pile-421m", 421_212_160),

@@ -52,7 +52,7 @@ pub enum SourceError {
         trained().collect::<Vec<_>>().join(", ")
     )]
     Nothing {
-        /// What was asked for.
+        /// The given name.
         name: PathBuf,
     },
 }

@@ -1,4 +1,4 @@
-//! What growth cannot change.
+//! Checks of growths: some fields cannot change, and no dimension can shrink.
 
 use std::fmt;
 

@@ -225,7 +225,7 @@ fn every_new_part_of_every_tensor_learns_within_two_steps() {
     }
 }
 
-/// Reference B.10: what looks like growth and is not.
+/// Three changes that look like growth and are not exact.
 #[test]
 fn the_naive_ways_change_the_outputs() {
     let (from, to) = (base(2, 2), base(2, 3));

@@ -81,7 +81,7 @@ fn heads_that_are_no_copies_are_refused_unless_that_is_asked_for() {
     assert!(error.to_string().contains("number of heads"), "{error}");
 }
 
-/// Reference B.5: the literal recipe moves the logits by several standard deviations.
+/// The literal recipe moves the logits by several standard deviations.
 #[test]
 fn the_papers_recipe_and_the_others_change_the_outputs() {
     let shape = |layers, heads| Rwkv7Config {
@@ -171,7 +171,7 @@ fn the_papers_expansion_may_be_random() {
     assert!(back.is_err());
 }
 
-/// Reference B.4: new heads of a Meta-State model must stay quiet when they wake up, not only before. With a W_oms for each
+/// New heads of a Meta-State model must stay quiet when they begin to write, and not only before. With a W_oms for each
 /// head, zero for new ones, they do; one W_oms for all heads lets a new head write through trained weights at once.
 #[test]
 fn new_heads_that_wake_up_disturb_little() {
@@ -203,7 +203,7 @@ fn new_heads_that_wake_up_disturb_little() {
         }
         Difference::between(&pair.small, &woken, row(&TOKENS)).kl
     }
-    // What the same noise does to RWKV-7 is the measure: in the reference the safe variant stays below it.
+    // The effect of the same noise on RWKV-7 is the measure. The safe variant should not be far above that.
     let ffn = ChannelMixConfig { ffn_size: 192 };
     for noise in [1e-3, 1e-2, 1e-1] {
         let scale = disturbance(&ffn, noise);
