@@ -1,6 +1,6 @@
 //! `metastate convert`: another format, dtype or architecture, tensor by tensor.
 
-use rwkv7_core::checkpoint::{Format, Replaced};
+use rwkv7_core::checkpoint::Replaced;
 use serde_json::json;
 use zoo::{AnyConfig, Arch, Source, for_architecture};
 

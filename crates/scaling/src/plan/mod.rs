@@ -201,7 +201,7 @@ impl<S: Growable> Plan<S> {
         if unique.contains(&0) {
             return refused("block 0 owns the embedding's norm and the value that the others read; it stays the first".into());
         }
-        if let Some(place) = new.iter().find(|position| **position >= to) {
+        if let Some(position) = new.iter().find(|position| **position >= to) {
             return refused(format!(
                 "{position} is not below {to}, the number of layers"
             ));

@@ -89,7 +89,7 @@ fn adams_moments_grow_with_the_parameters() {
             n_embd: 2 * from.n_embd,
             ..from.clone()
         };
-        let copies = plan(from, &wide, Method::Lossless);
+        let copies = super::plan(from, &wide, Method::Lossless);
         let twice = grow_model(&small, &copies, &device, 0).unwrap();
         let record = grow_optimizer(&copies, &small, &twice, optimizer.to_record()).unwrap();
         let shared = OptimizerConfig::default().init().load_record(record);
