@@ -13,6 +13,8 @@ use rwkv7_core::checkpoint::Format;
 use scaling::Method;
 use zoo::Arch;
 
+use crate::device::NAMES;
+
 /// Train, evaluate, convert and run RWKV-7 and Meta-State language models on any GPU or the CPU.
 #[derive(Parser)]
 #[command(name = "metastate", version)]
@@ -44,8 +46,7 @@ pub enum Command {
 /// The device of a command.
 #[derive(Args)]
 pub struct OnDevice {
-    /// flex, wgpu, vulkan, webgpu, metal, cuda or rocm, with an index as in cuda:1. Default: the best one compiled in.
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", help = device_help())]
     pub device: Option<String>,
 }
 
@@ -345,6 +346,11 @@ fn one_of<T: Copy + Send + Sync + 'static>(
             None => unreachable!("the parser gives only names that it knows"),
         }
     })
+}
+
+/// The help of `--device`.
+fn device_help() -> String {
+    format!("One of {NAMES}, with an index as in cuda:1. Default: the best one compiled in")
 }
 
 /// The help of `--recipe`.

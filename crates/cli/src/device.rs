@@ -41,7 +41,8 @@ pub enum DeviceError {
     },
 }
 
-const NAMES: &str = "flex, wgpu, vulkan, webgpu, metal, cuda, rocm";
+/// The names of all devices, also of those that are not compiled in.
+pub const NAMES: &str = "flex, wgpu, vulkan, webgpu, metal, cuda, rocm";
 
 /// The device called `name`, or the best one compiled in, checked to be there.
 pub fn open(name: Option<&str>) -> Result<Device, DeviceError> {

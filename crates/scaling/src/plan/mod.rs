@@ -29,7 +29,7 @@ pub enum Method {
     ///
     /// Eq. 7 to 11: the appended columns of W_oms are zero. W_in is the identity cut off, or random if `sse` becomes `projected`.
     Paper,
-    /// [`Paper`](Self::Paper) with small random values in the appended columns of W_oms.
+    /// The paper's recipe with small random values in the appended columns of W_oms. The outputs change.
     PaperRandom,
     /// Old matrices shrunk and added to those of a new model. The outputs change.
     ShrinkPerturb,
