@@ -5,7 +5,8 @@ set -euo pipefail
 cd "$(dirname "$0")"
 work=$(mktemp -d)
 
-small=(--no-tui --device flex --set model.n_layer=1 --set model.n_embd=16 --set model.head_size=8 --set batch_size=4 --set max_digits=4
+small=(--no-tui --device flex --set model.n_layer=1 --set model.n_embd=16 --set model.head_size=8 --set model.decay_rank=4
+  --set model.in_context_rank=4 --set model.value_rank=4 --set model.gate_rank=4 --set batch_size=4 --set max_digits=4
   --set steps=4 --set steps_per_epoch=2 --set keep_checkpoints=1 --set validation_batches=1 --set learning_rate.warmup_steps=2
   --set products=f32)
 "$PROGRAM" train "${small[@]}" --out "$work/rwkv7"
