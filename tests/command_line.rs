@@ -1,7 +1,7 @@
 //! The command line from outside: what users type, and what they get when something is wrong.
 #![allow(clippy::unwrap_used)]
 
-mod place;
+mod workdir;
 
 use std::io::Write;
 
@@ -10,21 +10,21 @@ use std::{
     time::{Duration, Instant},
 };
 
-use place::{Place, golden, tensors, train};
 use rwkv7_core::{
     Rwkv7Config,
     checkpoint::{self, Format},
 };
+use workdir::{Workdir, golden, tensors, train};
 
 #[test]
 fn a_trained_model_generates_evaluates_and_converts() {
-    let place = Place::new();
-    let printed = place.ok(&train(&["--set", "steps=10"]));
+    let dir = Workdir::new();
+    let printed = dir.ok(&train(&["--set", "steps=10"]));
     assert!(
         printed.contains("held-out numbers") && printed.contains("example:"),
         "{printed}"
     );
-    let folder = place.path("runs/reverse");
+    let folder = dir.path("runs/reverse");
     for file in [
         "recipe.json",
         "config.json",
@@ -48,13 +48,13 @@ fn a_trained_model_generates_evaluates_and_converts() {
         assert!(line[key].is_number(), "{key} in {line}");
     }
 
-    let inspected = place.json(&["inspect", "runs/reverse", "--json"]);
+    let inspected = dir.json(&["inspect", "runs/reverse", "--json"]);
     assert_eq!(inspected["config"]["n_embd"], 32);
     assert_eq!(inspected["dtypes"][0], "f32");
 
     // The training checkpoint is a model too, and the same one.
     let logits = |path: &str| {
-        place.json(&["logits", "--model", path, "--tokens", "0,49,44", "--json"])["logits"].clone()
+        dir.json(&["logits", "--model", path, "--tokens", "0,49,44", "--json"])["logits"].clone()
     };
     assert_eq!(
         logits("runs/reverse"),
@@ -72,10 +72,10 @@ fn a_trained_model_generates_evaluates_and_converts() {
         "--seed",
         "3",
     ];
-    assert_eq!(place.ok(&ask), place.ok(&ask));
-    let whole = place.json(&[&ask[..], &["--json", "--temperature", "0"]].concat());
+    assert_eq!(dir.ok(&ask), dir.ok(&ask));
+    let whole = dir.json(&[&ask[..], &["--json", "--temperature", "0"]].concat());
     // The same in two parts, the state carried in a file.
-    place.ok(&[
+    dir.ok(&[
         "generate",
         "--model",
         "runs/reverse",
@@ -100,13 +100,13 @@ fn a_trained_model_generates_evaluates_and_converts() {
         "s.safetensors",
         "--json",
     ];
-    assert_eq!(place.json(&second)["text"], whole["text"]);
+    assert_eq!(dir.json(&second)["text"], whole["text"]);
 
-    place.write(
+    dir.write(
         "text.txt",
         "Some text to be measured, some text.\n".repeat(20),
     );
-    let measured = place.json(&[
+    let measured = dir.json(&[
         "eval",
         "--model",
         "runs/reverse",
@@ -116,7 +116,7 @@ fn a_trained_model_generates_evaluates_and_converts() {
         "64",
         "--json",
     ]);
-    let carried = place.json(&[
+    let carried = dir.json(&[
         "eval",
         "--model",
         "runs/reverse",
@@ -135,25 +135,25 @@ fn a_trained_model_generates_evaluates_and_converts() {
         "{a} and {b}: the state is carried"
     );
 
-    place.ok(&["convert", "runs/reverse", "hf", "--format", "hf"]);
-    place.ok(&["convert", "hf", "model.bpk", "--format", "burn"]);
-    place.ok(&["convert", "model.bpk", "back.safetensors"]);
-    assert!(tensors(&place.path("back.safetensors")) == tensors(&folder.join("model.safetensors")));
-    place.ok(&["convert", "hf", "half.safetensors", "--dtype", "bf16"]);
+    dir.ok(&["convert", "runs/reverse", "hf", "--format", "hf"]);
+    dir.ok(&["convert", "hf", "model.bpk", "--format", "burn"]);
+    dir.ok(&["convert", "model.bpk", "back.safetensors"]);
+    assert!(tensors(&dir.path("back.safetensors")) == tensors(&folder.join("model.safetensors")));
+    dir.ok(&["convert", "hf", "half.safetensors", "--dtype", "bf16"]);
     assert_eq!(
-        place.json(&["inspect", "half.safetensors", "--json"])["dtypes"][0],
+        dir.json(&["inspect", "half.safetensors", "--json"])["dtypes"][0],
         "bf16"
     );
 }
 
 #[test]
 fn text_recipes_read_text() {
-    let place = Place::new();
-    place.write(
+    let dir = Workdir::new();
+    dir.write(
         "a.txt",
         "the quick brown fox jumps over the lazy dog. ".repeat(60),
     );
-    place.write(
+    dir.write(
         "b.jsonl",
         "{\"text\": \"one more document, to be or not to be\"}\n".repeat(30),
     );
@@ -170,7 +170,7 @@ fn text_recipes_read_text() {
         "steps=5",
     ];
     let accumulate = ["--set", "accumulation=2"];
-    let printed = place.ok(&train(&[&more[..], &accumulate].concat()));
+    let printed = dir.ok(&train(&[&more[..], &accumulate].concat()));
     assert!(
         printed.contains("validation loss") && printed.contains("bits per byte"),
         "{printed}"
@@ -179,35 +179,35 @@ fn text_recipes_read_text() {
 
 #[test]
 fn a_killed_run_goes_on_as_if_nothing_had_happened() {
-    let place = Place::new();
+    let dir = Workdir::new();
     let run = |out: &'static str, more: &[&'static str]| {
         train(&[&["--set", "steps=30", "--out", out], more].concat())
     };
-    place.ok(&run("whole", &[]));
+    dir.ok(&run("whole", &[]));
 
     let started = Instant::now();
-    let mut child = place
+    let mut child = dir
         .command(&run("killed", &[]))
         .stderr(Stdio::null())
         .stdout(Stdio::null())
         .spawn()
         .unwrap();
-    while !place.path("killed/checkpoints/2").exists() {
+    while !dir.path("killed/checkpoints/2").exists() {
         assert!(started.elapsed() < Duration::from_secs(120));
         std::thread::sleep(Duration::from_millis(2));
     }
     child.kill().unwrap();
     child.wait().unwrap();
-    assert!(!place.path("killed/model.safetensors").exists());
+    assert!(!dir.path("killed/model.safetensors").exists());
 
-    place.fails(&run("killed", &[]), &["holds another run", "--resume"]);
-    place.fails(
+    dir.fails(&run("killed", &[]), &["holds another run", "--resume"]);
+    dir.fails(
         &run("killed", &["--resume", "--set", "batch_size=9"]),
         &["batch_size: 8 then, 9 now"],
     );
-    place.ok(&run("killed", &["--resume"]));
+    dir.ok(&run("killed", &["--resume"]));
     let [killed, whole] =
-        ["killed", "whole"].map(|out| tensors(&place.path(out).join("model.safetensors")));
+        ["killed", "whole"].map(|out| tensors(&dir.path(out).join("model.safetensors")));
     let close = killed.iter().zip(&whole).all(|((_, a), (_, b))| {
         let floats = |bytes: &[u8]| -> Vec<f32> {
             bytes
@@ -227,47 +227,47 @@ fn a_killed_run_goes_on_as_if_nothing_had_happened() {
 
 #[test]
 fn wrong_input_is_named_and_nothing_is_written() {
-    let place = Place::new();
+    let dir = Workdir::new();
     let model = golden("tiny-a.pth");
-    place.write("empty.txt", "");
-    place.write("bytes.txt", b"text\xff\xfe");
-    place.write("short.txt", "abc");
-    place.write("recipe.json", r#"{"task": "text", "stepz": 5}"#);
-    place.write("vocabulary.txt", "this is no vocabulary\n");
+    dir.write("empty.txt", "");
+    dir.write("bytes.txt", b"text\xff\xfe");
+    dir.write("short.txt", "abc");
+    dir.write("recipe.json", r#"{"task": "text", "stepz": 5}"#);
+    dir.write("vocabulary.txt", "this is no vocabulary\n");
     let bytes = std::fs::read(&model).unwrap();
-    place.write("cut.pth", &bytes[..bytes.len() / 2]);
-    place.write("noise.pth", [7_u8; 1000]);
-    std::fs::create_dir(place.path("busy")).unwrap();
-    place.write("busy/something", "");
+    dir.write("cut.pth", &bytes[..bytes.len() / 2]);
+    dir.write("noise.pth", [7_u8; 1000]);
+    std::fs::create_dir(dir.path("busy")).unwrap();
+    dir.write("busy/something", "");
 
     let text = |data: &'static str| train(&["--recipe", "text", "--data", data]);
-    place.fails(
+    dir.fails(
         &train(&["--recipe", "revers"]),
         &["revers", "shakespeare-char"],
     );
-    place.fails(
+    dir.fails(
         &train(&["--recipe", "recipe.json"]),
         &["recipe.json", "stepz"],
     );
-    place.fails(
+    dir.fails(
         &train(&["--set", "learning_rate.top=1"]),
         &["learning_rate.top", "learning_rate.peak"],
     );
-    place.fails(&train(&["--set", "steps=0"]), &["`steps` is 0"]);
-    place.fails(
+    dir.fails(&train(&["--set", "steps=0"]), &["`steps` is 0"]);
+    dir.fails(
         &train(&["--set", "max_digits=2"]),
         &["`max_digits` is 2", "at least 3"],
     );
-    place.fails(
+    dir.fails(
         &train(&["--set", "model.head_size=7"]),
         &["n_embd", "multiple of head_size = 7"],
     );
-    place.fails(&train(&["--out", "busy"]), &["busy", "another run"]);
-    place.fails(&train(&["--resume"]), &["no run to resume"]);
-    place.fails(&train(&["--recipe", "text"]), &["--data"]);
-    place.fails(&text("nowhere.txt"), &["nowhere.txt"]);
-    place.fails(&text("short.txt"), &["tokens, too few"]);
-    place.fails(
+    dir.fails(&train(&["--out", "busy"]), &["busy", "another run"]);
+    dir.fails(&train(&["--resume"]), &["no run to resume"]);
+    dir.fails(&train(&["--recipe", "text"]), &["--data"]);
+    dir.fails(&text("nowhere.txt"), &["nowhere.txt"]);
+    dir.fails(&text("short.txt"), &["tokens, too few"]);
+    dir.fails(
         &train(&[
             "--recipe",
             "text",
@@ -278,36 +278,36 @@ fn wrong_input_is_named_and_nothing_is_written() {
         ]),
         &["vocabulary.txt, line 1"],
     );
-    place.fails(
+    dir.fails(
         &train(&["--device", "gpu"]),
         &["unknown device `gpu`", "vulkan"],
     );
-    place.fails(&train(&["--device", "flex:1"]), &["flex:1"]);
+    dir.fails(&train(&["--device", "flex:1"]), &["flex:1"]);
     #[cfg(not(feature = "rocm"))]
-    place.fails(
+    dir.fails(
         &train(&["--device", "rocm"]),
         &["not compiled in", "--features rocm"],
     );
 
-    place.fails(
+    dir.fails(
         &["inspect", "cut.pth"],
         &["cut.pth", "damaged or incomplete"],
     );
-    place.fails(&["inspect", "noise.pth"], &["noise.pth"]);
-    place.fails(
+    dir.fails(&["inspect", "noise.pth"], &["noise.pth"]);
+    dir.fails(
         &["inspect", "nowhere.pth"],
         &["nowhere.pth", "no such file"],
     );
-    place.fails(&["convert", "cut.pth", "out.safetensors"], &["cut.pth"]);
-    place.fails(
+    dir.fails(&["convert", "cut.pth", "out.safetensors"], &["cut.pth"]);
+    dir.fails(
         &["logits", "--model", &model, "--tokens", "5,52,53"],
         &["token id 53 at position 2", "vocabulary of 53"],
     );
-    place.fails(
+    dir.fails(
         &["generate", "--model", &model, "--prompt", "a"],
         &["--tokenizer"],
     );
-    place.fails(
+    dir.fails(
         &[
             "generate",
             "--model",
@@ -319,7 +319,7 @@ fn wrong_input_is_named_and_nothing_is_written() {
         ],
         &["ids up to 255", "below 53"],
     );
-    place.fails(
+    dir.fails(
         &[
             "generate",
             "--model",
@@ -331,7 +331,7 @@ fn wrong_input_is_named_and_nothing_is_written() {
         ],
         &["top_p is 2"],
     );
-    place.fails(
+    dir.fails(
         &[
             "eval",
             "--model",
@@ -351,13 +351,13 @@ fn wrong_input_is_named_and_nothing_is_written() {
 #[test]
 fn fifty_steps_have_the_losses_of_the_chunked_form() {
     let losses = |form: &str| -> Vec<f64> {
-        let place = Place::new();
+        let dir = Workdir::new();
         let arguments = train(&["--set", "steps=50", "--set", "optimizer.epsilon=1e-8"]);
-        let output = place.command(&arguments).env("RWKV7_OP", form).output();
+        let output = dir.command(&arguments).env("RWKV7_OP", form).output();
         let output = output.unwrap();
         let errors = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{form}: {errors}");
-        let journal = std::fs::read_to_string(place.path("runs/reverse/metrics.jsonl")).unwrap();
+        let journal = std::fs::read_to_string(dir.path("runs/reverse/metrics.jsonl")).unwrap();
         let lines = journal
             .lines()
             .map(serde_json::from_str::<serde_json::Value>);
@@ -376,8 +376,8 @@ fn fifty_steps_have_the_losses_of_the_chunked_form() {
 /// The World models have 65,536 logits and their vocabulary 65,530 ids: what has no text is never drawn.
 #[test]
 fn only_ids_of_the_tokenizer_are_generated() {
-    let place = Place::new();
-    let path = place.path("large-vocabulary.safetensors");
+    let dir = Workdir::new();
+    let path = dir.path("large-vocabulary.safetensors");
     let device = burn::tensor::Device::default();
     let config = Rwkv7Config {
         head_size: 16,
@@ -386,7 +386,7 @@ fn only_ids_of_the_tokenizer_are_generated() {
     let network = config.init(&device);
     checkpoint::save(&path, &config, &network, Format::Official, None).unwrap();
     let model = path.to_str().unwrap();
-    let printed = place.json(&[
+    let printed = dir.json(&[
         "generate",
         "--model",
         model,
@@ -405,16 +405,16 @@ fn only_ids_of_the_tokenizer_are_generated() {
 
 #[test]
 fn text_that_is_no_text_is_refused() {
-    let place = Place::new();
-    place.write("empty.txt", "");
-    place.write("bytes.txt", b"text\xff\xfe");
-    place.write("line.jsonl", "{\"text\": \"a\"}\n{\"txt\": \"b\"}\n");
+    let dir = Workdir::new();
+    dir.write("empty.txt", "");
+    dir.write("bytes.txt", b"text\xff\xfe");
+    dir.write("line.jsonl", "{\"text\": \"a\"}\n{\"txt\": \"b\"}\n");
     for (file, parts) in [
         ("empty.txt", ["empty.txt", "empty"]),
         ("bytes.txt", ["bytes.txt", "byte 4 is not UTF-8"]),
         ("line.jsonl", ["line.jsonl, line 2", "no text under `text`"]),
     ] {
-        place.fails(&train(&["--recipe", "text", "--data", file]), &parts);
+        dir.fails(&train(&["--recipe", "text", "--data", file]), &parts);
     }
 }
 
@@ -422,8 +422,8 @@ fn text_that_is_no_text_is_refused() {
 #[cfg(target_os = "linux")]
 #[test]
 fn a_full_disk_leaves_the_old_file() {
-    let place = Place::new();
-    let disk = place.path("disk");
+    let dir = Workdir::new();
+    let disk = dir.path("disk");
     std::fs::create_dir(&disk).unwrap();
     let mount = Command::new("mount")
         .args(["-t", "tmpfs", "-o", "size=64k", "tmpfs"])
@@ -436,20 +436,20 @@ fn a_full_disk_leaves_the_old_file() {
         );
         return;
     }
-    place.write("disk/out.safetensors", "the old file");
+    dir.write("disk/out.safetensors", "the old file");
     let model = golden("tiny-a.pth");
-    place.fails(
+    dir.fails(
         &["convert", &model, "disk/out.safetensors"],
         &["out.safetensors", "cannot be written", "No space"],
     );
     let to = r#"{"n_embd": 128}"#;
-    place.fails(
+    dir.fails(
         &["grow", &model, "disk/out.safetensors", "--to", to],
         &["out.safetensors", "cannot be written", "No space"],
     );
-    let train = place.run(&train(&["--set", "steps=5", "--out", "disk/run"]));
+    let train = dir.run(&train(&["--set", "steps=5", "--out", "disk/run"]));
     let kept = std::fs::read(disk.join("out.safetensors")).unwrap();
-    let half_written = place
+    let half_written = dir
         .files()
         .iter()
         .any(|f| f.ends_with("run/model.safetensors"));
@@ -479,11 +479,11 @@ fn a_reader_that_goes_away_is_no_error() {
 }
 
 /// A copy of a model of the zoo as a training run leaves it, in the folder `run`.
-fn copied(place: &Place) {
-    std::fs::create_dir(place.path("run")).unwrap();
+fn copied(dir: &Workdir) {
+    std::fs::create_dir(dir.path("run")).unwrap();
     for file in ["model.safetensors", "config.json", "recipe.json"] {
         let from = golden(&format!("../../models/reverse-rwkv7/{file}"));
-        std::fs::copy(from, place.path("run").join(file)).unwrap();
+        std::fs::copy(from, dir.path("run").join(file)).unwrap();
     }
 }
 
@@ -491,47 +491,47 @@ const ONE_MORE_LAYER: [&str; 2] = ["--to", r#"{"n_layer": 4}"#];
 
 #[test]
 fn a_model_is_not_overwritten_with_what_is_made_of_it() {
-    let place = Place::new();
-    copied(&place);
-    let model = place.path("run/model.safetensors");
+    let dir = Workdir::new();
+    copied(&dir);
+    let model = dir.path("run/model.safetensors");
     let before = std::fs::read(&model).unwrap();
     let whole = model.to_str().unwrap();
     let itself = ["model.safetensors", "is the model itself, run"];
     let grow = ["grow", "run", "run/model.safetensors"];
-    place.fails(&[&grow[..], &ONE_MORE_LAYER].concat(), &itself);
+    dir.fails(&[&grow[..], &ONE_MORE_LAYER].concat(), &itself);
     let convert = ["convert", "run/model.safetensors", whole];
-    place.fails(&[&convert[..], &["--dtype", "bf16"]].concat(), &itself);
+    dir.fails(&[&convert[..], &["--dtype", "bf16"]].concat(), &itself);
     let convert = ["convert", "run", "./run/../run/model.safetensors"];
-    place.fails(&[&convert[..], &["--arch", "meta-state"]].concat(), &itself);
-    place.fails(
+    dir.fails(&[&convert[..], &["--arch", "meta-state"]].concat(), &itself);
+    dir.fails(
         &["generate", "--model", "run", "--state-out", whole],
         &itself,
     );
-    place.fails(&["convert", "run", "run"], &["run: is a folder"]);
+    dir.fails(&["convert", "run", "run"], &["run: is a folder"]);
 
     let hf = |input, output| ["convert", input, output, "--format", "hf"];
-    place.fails(&hf("reverse-rwkv7", "run"), &["run", "a training run"]);
-    std::fs::remove_file(place.path("run/recipe.json")).unwrap();
-    place.fails(&hf("run", "run"), &["holds the model itself"]);
-    place.fails(&hf(whole, "run/."), &["holds the model itself"]);
+    dir.fails(&hf("reverse-rwkv7", "run"), &["run", "a training run"]);
+    std::fs::remove_file(dir.path("run/recipe.json")).unwrap();
+    dir.fails(&hf("run", "run"), &["holds the model itself"]);
+    dir.fails(&hf(whole, "run/."), &["holds the model itself"]);
 
     // The files of a model in parts.
-    std::fs::rename(&model, place.path("run/part.safetensors")).unwrap();
-    place.write(
+    std::fs::rename(&model, dir.path("run/part.safetensors")).unwrap();
+    dir.write(
         "run/model.safetensors.index.json",
         r#"{"weight_map": {"emb.weight": "part.safetensors"}}"#,
     );
-    place.fails(
+    dir.fails(
         &["convert", "run", "run/part.safetensors"],
         &["the model itself"],
     );
-    let kept = std::fs::read(place.path("run/part.safetensors")).unwrap();
+    let kept = std::fs::read(dir.path("run/part.safetensors")).unwrap();
     assert!(kept == before);
 }
 
 #[test]
 fn the_name_of_an_output_says_its_format() {
-    let place = Place::new();
+    let dir = Workdir::new();
     for (output, format, parts) in [
         ("x.pth", "blinkdl", ["x.pth", "name it .safetensors"]),
         ("x.bpk", "blinkdl", ["x.bpk", "--format burn"]),
@@ -543,10 +543,10 @@ fn the_name_of_an_output_says_its_format() {
         ("x.PT", "hf", ["x.PT", "name a folder"]),
     ] {
         let convert = ["convert", "reverse-rwkv7", output, "--format", format];
-        place.fails(&convert, &parts);
+        dir.fails(&convert, &parts);
     }
     let grow = ["grow", "reverse-rwkv7", "x.bpk"];
-    place.fails(
+    dir.fails(
         &[&grow[..], &ONE_MORE_LAYER].concat(),
         &["name it .safetensors"],
     );
@@ -554,9 +554,9 @@ fn the_name_of_an_output_says_its_format() {
 
 #[test]
 fn a_growth_of_nothing_is_refused() {
-    let place = Place::new();
+    let dir = Workdir::new();
     let fails = |model: &str, to: &str, parts: &[&str]| {
-        place.fails(&["grow", model, "x.safetensors", "--to", to], parts);
+        dir.fails(&["grow", model, "x.safetensors", "--to", to], parts);
     };
     let to = r#"{"ffn_size": 300}"#;
     fails(
@@ -569,7 +569,7 @@ fn a_growth_of_nothing_is_refused() {
 
 #[test]
 fn a_saved_state_goes_on_with_the_next_token() {
-    let place = Place::new();
+    let dir = Workdir::new();
     let ask = |model: &str, tokens: &str, more: &[&str]| {
         let ask = ["generate", "--model", model, "--tokenizer", "byte"];
         let ask = [
@@ -577,7 +577,7 @@ fn a_saved_state_goes_on_with_the_next_token() {
             &["--temperature", "0", "--max-tokens", tokens],
             more,
         ];
-        place.ok(&ask.concat())
+        dir.ok(&ask.concat())
     };
     let prompt = ["--prompt", "31415,"];
     let from = |state| ["--state-in", state];
@@ -588,7 +588,7 @@ fn a_saved_state_goes_on_with_the_next_token() {
         // In the larger model too.
         let grow = ["grow", model, "large.safetensors"];
         let states = ["--state-in", "a.st", "--state-out", "b.st"];
-        place.ok(&[&grow[..], &ONE_MORE_LAYER, &states].concat());
+        dir.ok(&[&grow[..], &ONE_MORE_LAYER, &states].concat());
         assert_eq!(ask("large.safetensors", "3", &from("b.st")), "413\n");
         // Of a prompt without a token after it.
         ask(model, "0", &[prompt, out].concat());
@@ -599,8 +599,8 @@ fn a_saved_state_goes_on_with_the_next_token() {
                 _ => &[],
             };
             let nowhere = ["--state-out", "nodir/b.st"];
-            std::fs::remove_file(place.path("large.safetensors")).ok();
-            place.fails(&[command, more, &nowhere].concat(), &["nodir/b.st"]);
+            std::fs::remove_file(dir.path("large.safetensors")).ok();
+            dir.fails(&[command, more, &nowhere].concat(), &["nodir/b.st"]);
         }
     }
 
@@ -609,7 +609,7 @@ fn a_saved_state_goes_on_with_the_next_token() {
     let path = golden("../../models/reverse-rwkv7/model.safetensors");
     let (config, network) = checkpoint::load(path.as_ref(), &device).unwrap();
     let state = network.zero_state(1, &device);
-    state.save(&place.path("old.st"), &config, None).unwrap();
+    state.save(&dir.path("old.st"), &config).unwrap();
     let old = [
         "generate",
         "--model",
@@ -617,34 +617,34 @@ fn a_saved_state_goes_on_with_the_next_token() {
         "--state-in",
         "old.st",
     ];
-    place.fails(&old, &["old.st", "--prompt"]);
+    dir.fails(&old, &["old.st", "--prompt"]);
     ask("reverse-rwkv7", "1", &[prompt, from("old.st")].concat());
 }
 
 #[test]
 fn numbers_below_zero_are_values() {
-    let place = Place::new();
+    let dir = Workdir::new();
     let ask = ["generate", "--model", "reverse-rwkv7", "--max-tokens", "1"];
-    place.ok(&[&ask[..], &["--prompt", "-5", "--presence-penalty", "-0.5"]].concat());
-    place.fails(
+    dir.ok(&[&ask[..], &["--prompt", "-5", "--presence-penalty", "-0.5"]].concat());
+    dir.fails(
         &[&ask[..], &["--temperature", "-1"]].concat(),
         &["temperature is -1"],
     );
-    place.fails(&["eval", "--model", "reverse-rwkv7"], &["--data"]);
+    dir.fails(&["eval", "--model", "reverse-rwkv7"], &["--data"]);
 }
 
 #[test]
 fn a_recorded_tokenizer_is_found_or_named() {
-    let place = Place::new();
-    copied(&place);
-    std::fs::create_dir_all(place.path("run/checkpoints/3")).unwrap();
+    let dir = Workdir::new();
+    copied(&dir);
+    std::fs::create_dir_all(dir.path("run/checkpoints/3")).unwrap();
     let record = "run/checkpoints/3/model.bpk";
-    place.ok(&["convert", "run", record, "--format", "burn"]);
+    dir.ok(&["convert", "run", record, "--format", "burn"]);
     let ask = |model| ["generate", "--model", model, "--prompt", "1,"];
-    assert_eq!(place.ok(&ask("run")), place.ok(&ask(record)));
-    place.write("run/recipe.json", r#"{"tokenizer": "old/vocabulary.txt"}"#);
+    assert_eq!(dir.ok(&ask("run")), dir.ok(&ask(record)));
+    dir.write("run/recipe.json", r#"{"tokenizer": "old/vocabulary.txt"}"#);
     for model in ["run", record] {
-        place.fails(
+        dir.fails(
             &ask(model),
             &["run/recipe.json", "old/vocabulary.txt", "--tokenizer"],
         );
@@ -654,20 +654,20 @@ fn a_recorded_tokenizer_is_found_or_named() {
 /// As with `2>&1 | head -1`.
 #[test]
 fn work_is_finished_when_nobody_reads_on() {
-    let place = Place::new();
+    let dir = Workdir::new();
     let closed = |arguments: &[&str]| {
         let (reader, writer) = std::io::pipe().unwrap();
         drop(reader);
-        let mut command = place.command(arguments);
+        let mut command = dir.command(arguments);
         command.stdout(writer.try_clone().unwrap()).stderr(writer);
         command.status().unwrap().code()
     };
     let grow = ["grow", "reverse-rwkv7", "large.safetensors"];
     assert_eq!(closed(&[&grow[..], &ONE_MORE_LAYER].concat()), Some(0));
-    assert!(place.path("large.safetensors").exists());
+    assert!(dir.path("large.safetensors").exists());
     let ask = ["generate", "--model", "reverse-rwkv7", "--prompt", "1,"];
     let ask = [&ask[..], &["--state-out", "a.st"]].concat();
     assert_eq!(closed(&ask), Some(0));
-    assert!(place.path("a.st").exists());
+    assert!(dir.path("a.st").exists());
     assert_eq!(closed(&["inspect", "nowhere"]), Some(1));
 }

@@ -1,32 +1,32 @@
 //! `metastate grow` from outside.
 #![allow(clippy::unwrap_used)]
 
-mod place;
+mod workdir;
 
-use place::{Place, golden, train};
+use workdir::{Workdir, golden, train};
 
 #[test]
 fn a_trained_model_grows_computes_the_same_and_grows_again() {
     for arch in ["rwkv7", "meta-state"] {
-        let place = Place::new();
+        let dir = Workdir::new();
         let arch = format!("arch={arch}");
-        place.ok(&train(&[
+        dir.ok(&train(&[
             "--set", "steps=10", "--out", "small", "--set", &arch,
         ]));
         let to = r#"{"n_embd": 48, "n_layer": 3, "gate_rank": 40}"#;
-        let report = place.json(&["grow", "small", "large.safetensors", "--to", to, "--json"]);
+        let report = dir.json(&["grow", "small", "large.safetensors", "--to", to, "--json"]);
         assert!(
             report["difference"]["largest"].as_f64().unwrap() < 1e-4,
             "{report}"
         );
-        let config = &place.json(&["inspect", "large.safetensors", "--json"])["config"];
+        let config = &dir.json(&["inspect", "large.safetensors", "--json"])["config"];
         assert_eq!(
             (&config["n_embd"], &config["embed_width"]),
             (&48.into(), &32.into())
         );
 
         let ask = |model| {
-            place.ok(&[
+            dir.ok(&[
                 "generate",
                 "--model",
                 model,
@@ -42,7 +42,7 @@ fn a_trained_model_grows_computes_the_same_and_grows_again() {
         };
         assert_eq!(ask("small"), ask("large.safetensors"));
 
-        std::fs::write(place.path("to.json"), r#"{"n_embd": 80}"#).unwrap();
+        std::fs::write(dir.path("to.json"), r#"{"n_embd": 80}"#).unwrap();
         let again = [
             "grow",
             "large.safetensors",
@@ -51,7 +51,7 @@ fn a_trained_model_grows_computes_the_same_and_grows_again() {
             "to.json",
             "--json",
         ];
-        let report = place.json(&again);
+        let report = dir.json(&again);
         assert!(
             report["difference"]["largest"].as_f64().unwrap() < 1e-4,
             "{report}"
@@ -62,10 +62,10 @@ fn a_trained_model_grows_computes_the_same_and_grows_again() {
 
 #[test]
 fn growth_that_cannot_be_is_refused_and_nothing_is_written() {
-    let place = Place::new();
+    let dir = Workdir::new();
     let model = golden("tiny-b.pth");
     let fails = |to: &str, parts: &[&str]| {
-        place.fails(&["grow", &model, "x.safetensors", "--to", to], parts);
+        dir.fails(&["grow", &model, "x.safetensors", "--to", to], parts);
     };
     fails(
         r#"{"n_embd": 16}"#,
@@ -90,7 +90,7 @@ fn growth_that_cannot_be_is_refused_and_nothing_is_written() {
         &["meta-state", "rwkv7", "convert --arch"],
     );
     // Every value is scaled where the width grows, and bf16 rounds it; f32, the default, does not.
-    place.fails(
+    dir.fails(
         &[
             "grow",
             &model,
@@ -103,17 +103,17 @@ fn growth_that_cannot_be_is_refused_and_nothing_is_written() {
         &["not lossless", "--dtype f32"],
     );
     let half = golden("tiny-c.pth");
-    place.ok(&[
+    dir.ok(&[
         "grow",
         &half,
         "wide.safetensors",
         "--to",
         r#"{"n_embd": 96}"#,
     ]);
-    std::fs::remove_file(place.path("wide.safetensors")).unwrap();
-    let copy = place.path("model.pth");
+    std::fs::remove_file(dir.path("wide.safetensors")).unwrap();
+    let copy = dir.path("model.pth");
     std::fs::copy(&model, &copy).unwrap();
-    place.fails(
+    dir.fails(
         &[
             "grow",
             "model.pth",
@@ -123,7 +123,7 @@ fn growth_that_cannot_be_is_refused_and_nothing_is_written() {
         ],
         &["model.pth", "the model itself"],
     );
-    let plan = place.ok(&[
+    let plan = dir.ok(&[
         "grow",
         &model,
         "x.safetensors",
@@ -132,12 +132,12 @@ fn growth_that_cannot_be_is_refused_and_nothing_is_written() {
         "--plan",
     ]);
     assert!(plan.contains("initial values"), "{plan}");
-    assert!(!place.path("x.safetensors").exists());
+    assert!(!dir.path("x.safetensors").exists());
 }
 
 #[test]
 fn a_wider_rwkv7_without_a_new_tensor_runs_in_other_software() {
-    let place = Place::new();
+    let dir = Workdir::new();
     let grow = [
         "grow",
         &golden("tiny-b.pth"),
@@ -147,18 +147,18 @@ fn a_wider_rwkv7_without_a_new_tensor_runs_in_other_software() {
         "--paired",
         "--json",
     ];
-    let report = place.json(&grow);
+    let report = dir.json(&grow);
     assert!(
         report["difference"]["largest"].as_f64().unwrap() < 1e-4,
         "{report}"
     );
-    let config = &place.json(&["inspect", "wide.safetensors", "--json"])["config"];
+    let config = &dir.json(&["inspect", "wide.safetensors", "--json"])["config"];
     assert!(config.get("embed_width").is_none(), "{config}");
-    place.ok(&["convert", "wide.safetensors", "hf", "--format", "hf"]);
+    dir.ok(&["convert", "wide.safetensors", "hf", "--format", "hf"]);
     // A lift is known here and nowhere else.
     let lifted = ["grow", &golden("tiny-b.pth"), "lifted.safetensors", "--to"];
-    place.ok(&[&lifted[..], &[r#"{"n_embd": 48}"#]].concat());
-    place.fails(
+    dir.ok(&[&lifted[..], &[r#"{"n_embd": 48}"#]].concat());
+    dir.fails(
         &["convert", "lifted.safetensors", "hf", "--format", "hf"],
         &["a width of its own"],
     );
@@ -166,18 +166,18 @@ fn a_wider_rwkv7_without_a_new_tensor_runs_in_other_software() {
 
 #[test]
 fn a_generation_goes_on_in_the_larger_model() {
-    let place = Place::new();
-    place.ok(&train(&["--set", "steps=10", "--out", "small"]));
+    let dir = Workdir::new();
+    dir.ok(&train(&["--set", "steps=10", "--out", "small"]));
     let ask = |model: &str, more: &[&str]| {
         let ask = ["generate", "--model", model, "--tokenizer", "byte"];
         let ask = [&ask[..], &["--max-tokens", "6", "--temperature", "0"], more];
-        place.ok(&ask.concat())
+        dir.ok(&ask.concat())
     };
     ask("small", &["--prompt", "314", "--state-out", "a.state"]);
     let to = r#"{"n_embd": 96, "head_size": 32, "n_layer": 2}"#;
     let grow = ["grow", "small", "large.safetensors", "--to", to];
     let states = ["--state-in", "a.state", "--state-out", "b.state"];
-    place.ok(&[&grow[..], &states].concat());
+    dir.ok(&[&grow[..], &states].concat());
     let small = ask("small", &["--prompt", "15,", "--state-in", "a.state"]);
     let large = ask(
         "large.safetensors",
@@ -191,7 +191,7 @@ fn a_generation_goes_on_in_the_larger_model() {
         "--to",
         r#"{"n_layer": 4}"#,
     ];
-    place.fails(
+    dir.fails(
         &[
             &grow[..],
             &["--state-in", "a.state", "--state-out", "c.state"],
@@ -203,13 +203,13 @@ fn a_generation_goes_on_in_the_larger_model() {
 
 #[test]
 fn methods_are_compared_on_a_text() {
-    let place = Place::new();
-    place.ok(&train(&["--set", "steps=10", "--out", "small"]));
-    place.write("text", "31415,51413\n2718,8172\n");
+    let dir = Workdir::new();
+    dir.ok(&train(&["--set", "steps=10", "--out", "small"]));
+    dir.write("text", "31415,51413\n2718,8172\n");
     let kl = |method: &str| {
         let to = r#"{"n_embd": 48, "n_layer": 2}"#;
         let grow = ["grow", "small", "large.safetensors", "--to", to, "--json"];
-        let report = place.json(&[&grow[..], &["--method", method, "--text", "text"]].concat());
+        let report = dir.json(&[&grow[..], &["--method", method, "--text", "text"]].concat());
         report["difference"]["kl"].as_f64().unwrap()
     };
     assert!(kl("lossless").abs() < 1e-5);
@@ -218,28 +218,28 @@ fn methods_are_compared_on_a_text() {
     }
     let to = r#"{"n_layer": 2}"#;
     let grow = ["grow", "small", "x.safetensors", "--to", to, "--text"];
-    place.fails(&[&grow[..], &["nowhere"]].concat(), &["--text", "nowhere"]);
+    dir.fails(&[&grow[..], &["nowhere"]].concat(), &["--text", "nowhere"]);
 }
 
 /// Killed in the middle, it leaves the source as it was and nothing under the output's name.
 #[test]
 fn an_interrupted_growth_leaves_no_half_file() {
-    let place = Place::new();
+    let dir = Workdir::new();
     let model = golden("tiny-b.pth");
     let before = std::fs::read(&model).unwrap();
     let to = r#"{"n_embd": 2048, "n_layer": 12}"#;
-    let mut child = place
+    let mut child = dir
         .command(&["grow", &model, "large.safetensors", "--to", to])
         .spawn()
         .unwrap();
     let started = std::time::Instant::now();
     // Until it writes.
-    while place.files().is_empty() && started.elapsed().as_secs() < 60 {
+    while dir.files().is_empty() && started.elapsed().as_secs() < 60 {
         std::thread::sleep(std::time::Duration::from_millis(10));
     }
     assert!(child.try_wait().unwrap().is_none(), "it has ended already");
     child.kill().unwrap();
     child.wait().unwrap();
-    assert!(!place.path("large.safetensors").exists());
+    assert!(!dir.path("large.safetensors").exists());
     assert_eq!(std::fs::read(&model).unwrap(), before);
 }

@@ -1,29 +1,29 @@
 //! Meta-State models from outside: trained, loaded, made of RWKV-7, and what is refused.
 #![allow(clippy::unwrap_used)]
 
-mod place;
+mod workdir;
 
 use std::collections::BTreeMap;
 
 use burn::tensor::Device;
 use meta_state::MetaStateConfig;
-use place::{Place, golden, tensors, train};
 use rwkv7_core::checkpoint::{self, Checkpoint};
 use safetensors::SafeTensors;
+use workdir::{Workdir, golden, tensors, train};
 
 const META_STATE: [&str; 2] = ["--set", "arch=meta-state"];
 
 /// Trains ten steps into `out`.
-fn trained(place: &Place, out: &str, more: &[&str]) {
+fn trained(dir: &Workdir, out: &str, more: &[&str]) {
     let settings = [&["--set", "steps=10", "--out", out], &META_STATE[..], more].concat();
-    place.ok(&train(&settings));
+    dir.ok(&train(&settings));
 }
 
 #[test]
 fn a_meta_state_model_trains_measures_itself_generates_and_converts() {
-    let place = Place::new();
-    trained(&place, "run", &["--set", "diagnostics=true"]);
-    let journal = std::fs::read_to_string(place.path("run/metrics.jsonl")).unwrap();
+    let dir = Workdir::new();
+    trained(&dir, "run", &["--set", "diagnostics=true"]);
+    let journal = std::fs::read_to_string(dir.path("run/metrics.jsonl")).unwrap();
     let lines = journal.lines();
     let lines: Vec<serde_json::Value> = lines.map(|l| serde_json::from_str(l).unwrap()).collect();
     for split in ["train", "valid"] {
@@ -40,21 +40,21 @@ fn a_meta_state_model_trains_measures_itself_generates_and_converts() {
         assert!((1.0..=16.0).contains(&rank), "{line}");
     }
 
-    let inspected = place.json(&["inspect", "run", "--json"]);
+    let inspected = dir.json(&["inspect", "run", "--json"]);
     assert_eq!(inspected["architecture"], "meta-state");
     assert_eq!(inspected["config"]["ffn"]["oms"], "per-head");
     assert_eq!(inspected["parameters"], inspected["stored_values"]);
-    assert!(place.ok(&["inspect", "run"]).contains("meta-state"));
+    assert!(dir.ok(&["inspect", "run"]).contains("meta-state"));
 
     // The training checkpoint, a Burn record and a file in half precision are the same model.
     let logits = |path: &str| -> Vec<f64> {
-        let printed = place.json(&["logits", "--model", path, "--tokens", "0,49,44", "--json"]);
+        let printed = dir.json(&["logits", "--model", path, "--tokens", "0,49,44", "--json"]);
         let logits = printed["logits"].as_array().unwrap().iter();
         logits.map(|x| x.as_f64().unwrap()).collect()
     };
     let expected = logits("run");
     assert_eq!(logits("run/checkpoints/2/model.bpk"), expected);
-    place.ok(&[
+    dir.ok(&[
         "convert",
         "run/model.safetensors",
         "again.bpk",
@@ -62,7 +62,7 @@ fn a_meta_state_model_trains_measures_itself_generates_and_converts() {
         "burn",
     ]);
     assert_eq!(logits("again.bpk"), expected);
-    place.ok(&[
+    dir.ok(&[
         "convert",
         "again.bpk",
         "half.safetensors",
@@ -82,16 +82,16 @@ fn a_meta_state_model_trains_measures_itself_generates_and_converts() {
         "--max-tokens",
         "5",
     ];
-    assert_eq!(place.ok(&ask), place.ok(&ask));
-    place.ok(&[&ask[..], &["--state-out", "s.safetensors"]].concat());
-    place.ok(&[&ask[..], &["--state-in", "s.safetensors"]].concat());
-    let report = place.json(&[
+    assert_eq!(dir.ok(&ask), dir.ok(&ask));
+    dir.ok(&[&ask[..], &["--state-out", "s.safetensors"]].concat());
+    dir.ok(&[&ask[..], &["--state-in", "s.safetensors"]].concat());
+    let report = dir.json(&[
         "eval", "--model", "run", "--task", "reverse", "--digits", "5", "--json",
     ]);
     assert_eq!(report["numbers"], 512);
 
     // A checkpoint of another architecture, and a state of another.
-    let path = place.path("run/model.safetensors");
+    let path = dir.path("run/model.safetensors");
     let error = checkpoint::load(&path, &Device::default())
         .err()
         .unwrap()
@@ -105,7 +105,7 @@ fn a_meta_state_model_trains_measures_itself_generates_and_converts() {
     let error = official.config::<MetaStateConfig>().unwrap_err();
     let expected = "holds a model of architecture rwkv7, expected meta-state";
     assert!(error.to_string().contains(expected), "{error}");
-    place.fails(
+    dir.fails(
         &[
             "generate",
             "--model",
@@ -117,8 +117,8 @@ fn a_meta_state_model_trains_measures_itself_generates_and_converts() {
         ],
         &["tokenizer"],
     );
-    place.ok(&train(&["--set", "steps=10", "--out", "rwkv7"]));
-    place.fails(
+    dir.ok(&train(&["--set", "steps=10", "--out", "rwkv7"]));
+    dir.fails(
         &[
             "generate",
             "--model",
@@ -134,8 +134,8 @@ fn a_meta_state_model_trains_measures_itself_generates_and_converts() {
         ],
     );
     // A file in the folder of a model of the other architecture.
-    std::fs::copy(golden("tiny-b.pth"), place.path("run/official.pth")).unwrap();
-    let record = place.path("rwkv7/plain.safetensors");
+    std::fs::copy(golden("tiny-b.pth"), dir.path("run/official.pth")).unwrap();
+    let record = dir.path("rwkv7/plain.safetensors");
     let weights = std::fs::read(&path).unwrap();
     let weights = SafeTensors::deserialize(&weights).unwrap();
     safetensors::serialize_to_file(weights.tensors(), None, &record).unwrap();
@@ -144,22 +144,22 @@ fn a_meta_state_model_trains_measures_itself_generates_and_converts() {
         ("rwkv7/plain.safetensors", "rwkv7", "blocks.0.ms"),
     ] {
         let said = format!("is of architecture {said}");
-        place.fails(&["inspect", file], &[file, "config.json", &said, found]);
+        dir.fails(&["inspect", file], &[file, "config.json", &said, found]);
     }
-    place.fails(
+    dir.fails(
         &["convert", "run", "x.safetensors", "--arch", "rwkv7"],
         &["meta-state", "rwkv7"],
     );
     // No layer is put in where none is left out.
     let new_layer = ["--meta-state", "paper"];
     let convert = ["convert", "run", "x.safetensors"];
-    place.fails(&[&convert[..], &new_layer].concat(), &["--arch"]);
-    place.fails(
+    dir.fails(&[&convert[..], &new_layer].concat(), &["--arch"]);
+    dir.fails(
         &[&convert[..], &new_layer, &["--arch", "meta-state"]].concat(),
         &["--meta-state", "keeps its layers"],
     );
-    assert!(!place.path("x.safetensors").exists());
-    place.fails(
+    assert!(!dir.path("x.safetensors").exists());
+    dir.fails(
         &["convert", "run", "x", "--format", "hf"],
         &["flash-linear-attention", "meta-state"],
     );
@@ -167,8 +167,8 @@ fn a_meta_state_model_trains_measures_itself_generates_and_converts() {
 
 #[test]
 fn a_meta_state_run_goes_on() {
-    let place = Place::new();
-    trained(&place, "run", &["--set", "model.meta_state=paper"]);
+    let dir = Workdir::new();
+    trained(&dir, "run", &["--set", "model.meta_state=paper"]);
     let more = [
         "--set",
         "model.meta_state=paper",
@@ -177,8 +177,8 @@ fn a_meta_state_run_goes_on() {
         "--resume",
     ];
     let more = [&["--set", "steps=15"], &META_STATE[..], &more].concat();
-    place.ok(&train(&more));
-    assert!(place.path("run/checkpoints/3").exists());
+    dir.ok(&train(&more));
+    assert!(dir.path("run/checkpoints/3").exists());
     let other = [
         "--set",
         "steps=15",
@@ -188,7 +188,7 @@ fn a_meta_state_run_goes_on() {
         "--set",
         "model.meta_state=practical",
     ];
-    place.fails(
+    dir.fails(
         &train(&[&META_STATE[..], &other].concat()),
         &["\"shared\" then, \"per-head\" now"],
     );
@@ -196,9 +196,9 @@ fn a_meta_state_run_goes_on() {
 
 #[test]
 fn an_rwkv7_checkpoint_becomes_a_meta_state_model() {
-    let place = Place::new();
+    let dir = Workdir::new();
     let original = golden("tiny-b.pth");
-    let printed = place.ok(&[
+    let printed = dir.ok(&[
         "convert",
         &original,
         "ms.safetensors",
@@ -214,7 +214,7 @@ fn an_rwkv7_checkpoint_becomes_a_meta_state_model() {
     }
     let before: BTreeMap<String, Vec<u8>> = tensors(original.as_ref()).into_iter().collect();
     let after: BTreeMap<String, Vec<u8>> =
-        tensors(&place.path("ms.safetensors")).into_iter().collect();
+        tensors(&dir.path("ms.safetensors")).into_iter().collect();
     for (name, bytes) in &after {
         match name.contains(".ms.") {
             true => assert!(bytes.iter().all(|&b| b == 0), "{name}"),
@@ -222,7 +222,7 @@ fn an_rwkv7_checkpoint_becomes_a_meta_state_model() {
         }
     }
     assert_eq!(after.len(), before.len() - 12 + 4);
-    place.json(&[
+    dir.json(&[
         "logits",
         "--model",
         "ms.safetensors",
@@ -232,7 +232,7 @@ fn an_rwkv7_checkpoint_becomes_a_meta_state_model() {
     ]);
 
     let options = r#"{"oms": "shared", "sse": {"low-rank": 4}, "token_shift": true}"#;
-    place.ok(&[
+    dir.ok(&[
         "convert",
         &original,
         "other.safetensors",
@@ -241,9 +241,9 @@ fn an_rwkv7_checkpoint_becomes_a_meta_state_model() {
         "--meta-state",
         options,
     ]);
-    let inspected = place.json(&["inspect", "other.safetensors", "--json"]);
+    let inspected = dir.json(&["inspect", "other.safetensors", "--json"]);
     assert_eq!(inspected["config"]["ffn"]["sse"]["low-rank"], 4);
-    place.fails(
+    dir.fails(
         &[
             "convert",
             &original,
@@ -255,7 +255,7 @@ fn an_rwkv7_checkpoint_becomes_a_meta_state_model() {
         ],
         &["top-left", "head size 16"],
     );
-    place.fails(
+    dir.fails(
         &[
             "convert",
             &original,
@@ -272,27 +272,27 @@ fn an_rwkv7_checkpoint_becomes_a_meta_state_model() {
 /// Other programs drop the metadata in which the configuration is.
 #[test]
 fn a_file_that_does_not_say_its_configuration_is_refused_or_read_with_the_one_beside_it() {
-    let place = Place::new();
-    trained(&place, "run", &[]);
-    let bytes = std::fs::read(place.path("run/model.safetensors")).unwrap();
+    let dir = Workdir::new();
+    trained(&dir, "run", &[]);
+    let bytes = std::fs::read(dir.path("run/model.safetensors")).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
     let bare = safetensors::serialize(file.tensors(), None).unwrap();
-    place.write("bare.safetensors", bare);
-    place.fails(
+    dir.write("bare.safetensors", bare);
+    dir.fails(
         &["inspect", "bare.safetensors"],
         &["bare.safetensors", "config.json"],
     );
-    std::fs::copy(place.path("run/config.json"), place.path("config.json")).unwrap();
+    std::fs::copy(dir.path("run/config.json"), dir.path("config.json")).unwrap();
     assert_eq!(
-        place.json(&["inspect", "bare.safetensors", "--json"])["config"],
-        place.json(&["inspect", "run", "--json"])["config"]
+        dir.json(&["inspect", "bare.safetensors", "--json"])["config"],
+        dir.json(&["inspect", "run", "--json"])["config"]
     );
 }
 
 #[test]
 fn the_zoo_is_listed_and_trained_by_name() {
-    let place = Place::new();
-    let models = place.json(&["models", "--json"]);
+    let dir = Workdir::new();
+    let models = dir.json(&["models", "--json"]);
     let models = models.as_array().unwrap();
     let named = |name: &str| models.iter().find(|m| m["name"] == name).unwrap();
     assert_eq!(
@@ -300,7 +300,7 @@ fn the_zoo_is_listed_and_trained_by_name() {
         118_083_840
     );
     assert_eq!(named("world-0.1b")["parameters"], 191_034_624);
-    place.fails(
+    dir.fails(
         &["generate", "--model", "150m-rwkv7"],
         &["without weights", "model.preset=150m-rwkv7"],
     );
@@ -314,11 +314,11 @@ fn the_zoo_is_listed_and_trained_by_name() {
             "--temperature",
             "0",
         ];
-        assert_eq!(place.ok(&ask).trim(), "51413", "{name}");
+        assert_eq!(dir.ok(&ask).trim(), "51413", "{name}");
         let eval = [
             "eval", "--model", name, "--task", "reverse", "--digits", "12", "--json",
         ];
-        let accuracy = place.json(&eval)["digit_accuracy"].as_f64().unwrap();
+        let accuracy = dir.json(&eval)["digit_accuracy"].as_f64().unwrap();
         assert!(accuracy > 0.99, "{name}: {accuracy}");
     }
     // By name, cut down to what a test can train.
@@ -330,11 +330,11 @@ fn the_zoo_is_listed_and_trained_by_name() {
         "--out",
         "run",
     ];
-    place.ok(&train(&preset));
-    let config = place.json(&["inspect", "run", "--json"]);
+    dir.ok(&train(&preset));
+    let config = dir.json(&["inspect", "run", "--json"]);
     assert_eq!(config["architecture"], "meta-state");
     assert_eq!(config["config"]["ffn"]["oms"], "shared");
-    place.fails(
+    dir.fails(
         &train(&["--set", "model.preset=450m", "--out", "x"]),
         &["450m-meta-state-paper", "world-0.1b"],
     );
@@ -342,10 +342,10 @@ fn the_zoo_is_listed_and_trained_by_name() {
 
 #[test]
 fn options_that_make_no_layer_are_refused_before_training() {
-    let place = Place::new();
+    let dir = Workdir::new();
     let fails = |setting: &str, parts: &[&str]| {
         let more = [&META_STATE[..], &["--set", setting, "--out", "x"]].concat();
-        place.fails(&train(&more), parts);
+        dir.fails(&train(&more), parts);
     };
     fails(
         r#"model.meta_state.sse={"top-left":99}"#,
@@ -366,7 +366,7 @@ fn options_that_make_no_layer_are_refused_before_training() {
         "--out",
         "x",
     ];
-    place.fails(
+    dir.fails(
         &train(&[&META_STATE[..], &learned].concat()),
         &["no state is read"],
     );

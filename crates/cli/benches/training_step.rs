@@ -56,7 +56,7 @@ struct Args {
     /// Measure this many tokens of generation, batch 1, instead of training.
     #[arg(long)]
     generate: Option<usize>,
-    /// What `cargo bench` passes.
+    /// `cargo bench` passes this flag.
     #[arg(long, hide = true)]
     bench: bool,
 }

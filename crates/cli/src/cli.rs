@@ -2,8 +2,18 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use burn::tensor::DType;
+use clap::{
+    Args, Parser, Subcommand, ValueEnum,
+    builder::{PossibleValue, PossibleValuesParser, TypedValueParser},
+};
 use meta_state::MetaStateConfig;
+use recipes::Recipe;
+use rwkv7_core::checkpoint::Format;
+use scaling::Method;
+use zoo::Arch;
+
+use crate::device::NAMES;
 
 /// Train, evaluate, convert and run RWKV-7 and Meta-State language models on any GPU or the CPU.
 #[derive(Parser)]
@@ -33,18 +43,16 @@ pub enum Command {
     Models(Models),
 }
 
-/// Where the work is done.
+/// The device of a command.
 #[derive(Args)]
 pub struct OnDevice {
-    /// flex, wgpu, vulkan, webgpu, metal, cuda or rocm, with an index as in cuda:1. Default: the best one compiled in.
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", help = device_help())]
     pub device: Option<String>,
 }
 
 #[derive(Args)]
 pub struct Train {
-    /// A built-in recipe (reverse, shakespeare-char, text, grow, grow-stepwise) or a JSON file.
-    #[arg(long, value_name = "NAME|FILE.json", default_value = "reverse")]
+    #[arg(long, value_name = "NAME|FILE.json", default_value = "reverse", help = recipe_help())]
     pub recipe: String,
     /// Text to train on: files or folders of .txt, .md, .jsonl, also .gz and .zst. Replaces the recipe's.
     #[arg(long, value_name = "PATH")]
@@ -73,7 +81,7 @@ pub struct Train {
 pub enum Task {
     /// Loss, perplexity and bits per byte of a text.
     Perplexity,
-    /// How many numbers of --digits digits a model of the recipe `reverse` writes backwards.
+    /// Numbers of --digits digits that a model of the recipe `reverse` writes backwards.
     Reverse,
 }
 
@@ -82,7 +90,7 @@ pub struct Eval {
     /// A model of the zoo, a training output folder or a checkpoint file.
     #[arg(long, value_name = "NAME|PATH")]
     pub model: PathBuf,
-    /// What to measure.
+    /// The measurement.
     #[arg(long, value_enum, default_value = "perplexity")]
     pub task: Task,
     /// Text to measure perplexity on; repeatable.
@@ -93,7 +101,7 @@ pub struct Eval {
         required_unless_present = "task"
     )]
     pub data: Vec<PathBuf>,
-    /// Digits of the numbers of task `reverse`, from 3: shorter ones are all seen in training.
+    /// Digits of the numbers of task `reverse`, from 3, as training sees all shorter numbers.
     #[arg(long, value_name = "N", default_value_t = 15, value_parser = clap::value_parser!(u16).range(3..))]
     pub digits: u16,
     /// byte, an RWKV World vocabulary or a Hugging Face tokenizer.json. Default: the model folder's.
@@ -120,7 +128,7 @@ pub struct Generate {
     /// byte, an RWKV World vocabulary or a Hugging Face tokenizer.json. Default: the model folder's.
     #[arg(long, value_name = "byte|PATH")]
     pub tokenizer: Option<String>,
-    /// Text to continue. Empty: start after an end of text, or go on where the text of --state-in stopped.
+    /// Text to continue. Empty: start after an end of text, or go on after the text of --state-in.
     #[arg(
         long,
         value_name = "TEXT",
@@ -166,7 +174,7 @@ pub struct Generate {
         allow_negative_numbers = true
     )]
     pub frequency_penalty: f32,
-    /// How much of an occurrence is left after each token.
+    /// Factor on the weight of an occurrence after each token.
     #[arg(
         long,
         value_name = "X",
@@ -177,10 +185,10 @@ pub struct Generate {
     /// Seed of the random choice.
     #[arg(long, value_name = "S", default_value_t = 0)]
     pub seed: u64,
-    /// Go on from a state that --state-out saved: with --prompt, or else with the token after its last one.
+    /// Go on from a state that --state-out saved, with --prompt or else with the next token.
     #[arg(long, value_name = "FILE")]
     pub state_in: Option<PathBuf>,
-    /// Save the state with the last token, where --state-in goes on.
+    /// Save the state and the last token, for --state-in.
     #[arg(long, value_name = "FILE")]
     pub state_out: Option<PathBuf>,
     #[command(flatten)]
@@ -205,72 +213,26 @@ pub struct Logits {
     pub json: bool,
 }
 
-/// Architectures.
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Arch {
-    /// RWKV-7 as published.
-    Rwkv7,
-    /// RWKV-7 whose channel mixers are Meta-State.
-    MetaState,
-}
-
-/// Checkpoint formats that can be written.
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Format {
-    /// Safetensors with the official names.
-    Blinkdl,
-    /// A folder in flash-linear-attention's Hugging Face layout: config.json and model.safetensors.
-    Hf,
-    /// Burn's own format.
-    Burn,
-}
-
-/// Floating-point formats of checkpoints.
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Dtype {
-    /// 32-bit float.
-    F32,
-    /// 16-bit float.
-    F16,
-    /// 16-bit brain float.
-    Bf16,
-}
-
 #[derive(Args)]
 pub struct Convert {
     /// Checkpoint to read: .pth, .safetensors, .bpk or a folder.
     #[arg(value_name = "IN")]
     pub input: PathBuf,
-    /// Where to write.
+    /// The file or folder to write.
     #[arg(value_name = "OUT")]
     pub output: PathBuf,
     /// Format to write.
-    #[arg(long, value_enum, default_value = "blinkdl")]
+    #[arg(long, default_value = "blinkdl", value_parser = one_of(FORMATS))]
     pub format: Format,
     /// Dtype to write. Default: each tensor's own.
-    #[arg(long, value_enum)]
-    pub dtype: Option<Dtype>,
-    /// Architecture to make of it: an RWKV-7 checkpoint becomes a Meta-State model with new layers at their initial values.
+    #[arg(long, value_parser = one_of(DTYPES))]
+    pub dtype: Option<DType>,
+    /// Architecture to write: an RWKV-7 checkpoint becomes a Meta-State model with new layers at their initial values.
     #[arg(long, value_enum)]
     pub arch: Option<Arch>,
-    /// The Meta-State layer that --arch meta-state puts in: paper, practical (the default) or a JSON object of its fields.
+    /// The new layers of --arch meta-state: paper, practical (the default) or a JSON object of its fields.
     #[arg(long, value_name = "NAME|JSON", value_parser = meta_state, requires = "arch")]
     pub meta_state: Option<MetaStateConfig>,
-}
-
-/// How a model is grown.
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Method {
-    /// The larger model computes what the smaller one does.
-    Lossless,
-    /// New layers are copies of old ones; the outputs change.
-    Stack,
-    /// The Meta-State paper's recipe: old entries as they are among those of a new model; the outputs change.
-    Paper,
-    /// The same with small random values in the appended columns of W_oms.
-    PaperRandom,
-    /// Old matrices shrunk and added to those of a new model; the outputs change.
-    ShrinkPerturb,
 }
 
 #[derive(Args)]
@@ -284,32 +246,32 @@ pub struct Grow {
     /// The larger model: a name, or a JSON file or object with the dimensions that change, as in {"n_layer": 6, "n_embd": 192}.
     #[arg(long, value_name = "NAME|CONFIG.json|JSON")]
     pub to: String,
-    /// How.
+    /// The method.
     #[arg(long, value_enum, default_value = "lossless")]
     pub method: Method,
     /// Dtype to write. Default: f32 where the width grows, as every value is scaled then, else each tensor's own.
-    #[arg(long, value_enum)]
-    pub dtype: Option<Dtype>,
+    #[arg(long, value_parser = one_of(DTYPES))]
+    pub dtype: Option<DType>,
     /// Seed of the random values.
     #[arg(long, value_name = "S", default_value_t = 0)]
     pub seed: u64,
-    /// Which blocks of the larger model are new, counted from 0, as in 2,5. Default: spread over the depth.
+    /// The new blocks of the larger model, counted from 0, as in 2,5. Default: spread over the depth.
     #[arg(long, value_name = "I,…", value_delimiter = ',')]
     pub new_blocks: Vec<usize>,
-    /// Print what becomes of every tensor, and write nothing.
+    /// Print how every tensor would be made, and write nothing.
     #[arg(long)]
     pub plan: bool,
-    /// Make an RWKV-7 wider with no new tensor, so that other software can run it: new channels of the embedding come in pairs
-    /// of opposite sign.
+    /// Make an RWKV-7 wider without a new tensor, so that other software can run the result. New channels of the embedding come in
+    /// pairs of opposite sign.
     #[arg(long)]
     pub paired: bool,
-    /// Grow even where that changes what the model computes.
+    /// Grow even if the larger model then computes something else.
     #[arg(long)]
     pub inexact: bool,
-    /// A state that `generate --state-out` left, to grow with the model.
+    /// A state that `generate --state-out` saved, to grow with the model.
     #[arg(long, value_name = "F", requires = "state_out")]
     pub state_in: Option<PathBuf>,
-    /// Where the grown state goes.
+    /// The file of the grown state.
     #[arg(long, value_name = "F", requires = "state_in")]
     pub state_out: Option<PathBuf>,
     /// A text that both models read for the comparison, instead of tokens from all over the vocabulary.
@@ -343,6 +305,58 @@ pub struct Models {
     /// Print one JSON array.
     #[arg(long)]
     pub json: bool,
+}
+
+/// Checkpoint formats that can be written.
+const FORMATS: Choices<Format> = &[
+    (
+        "blinkdl",
+        "Safetensors with the official names",
+        Format::Official,
+    ),
+    (
+        "hf",
+        "A folder in flash-linear-attention's Hugging Face layout: config.json and model.safetensors",
+        Format::Fla,
+    ),
+    ("burn", "Burn's own format", Format::Burn),
+];
+
+/// Floating-point formats of checkpoints.
+const DTYPES: Choices<DType> = &[
+    ("f32", "32-bit float", DType::F32),
+    ("f16", "16-bit float", DType::F16),
+    ("bf16", "16-bit brain float", DType::BF16),
+];
+
+/// Values of an option: name, help and the value.
+type Choices<T> = &'static [(&'static str, &'static str, T)];
+
+/// Parses one of these values by its name.
+fn one_of<T: Copy + Send + Sync + 'static>(
+    choices: Choices<T>,
+) -> impl TypedValueParser<Value = T> {
+    let names = choices
+        .iter()
+        .map(|&(name, help, _)| PossibleValue::new(name).help(help));
+    PossibleValuesParser::new(names).map(|given| {
+        let mut choices = choices.iter();
+        match choices.find(|(name, ..)| *name == given) {
+            Some((.., value)) => *value,
+            None => unreachable!("the parser gives only names that it knows"),
+        }
+    })
+}
+
+/// The help of `--device`.
+fn device_help() -> String {
+    format!("One of {NAMES}, with an index as in cuda:1. Default: the best one compiled in")
+}
+
+/// The help of `--recipe`.
+fn recipe_help() -> String {
+    let names: Vec<&str> = Recipe::built_in().collect();
+    format!("A built-in recipe ({}) or a JSON file", names.join(", "))
 }
 
 /// Parses the configuration of the Meta-State layer.

@@ -4,13 +4,13 @@ use std::panic::{self, AssertUnwindSafe};
 
 use burn::tensor::{Device, Tensor};
 
-/// Why there is no such device.
+/// A device that cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum DeviceError {
-    /// Not a name of a device.
+    /// No device has this name.
     #[error("unknown device `{name}`; expected one of {NAMES}, with an index as in cuda:1")]
     Unknown {
-        /// What was asked for.
+        /// The given name.
         name: String,
     },
     /// The backend is not part of this binary.
@@ -18,7 +18,7 @@ pub enum DeviceError {
         "device `{name}` is not compiled in; build with `cargo build --release --features {feature}`"
     )]
     NotCompiled {
-        /// What was asked for.
+        /// The given name.
         name: String,
         /// The cargo feature that adds it.
         feature: String,
@@ -26,22 +26,23 @@ pub enum DeviceError {
     /// The index is not a number, or the device takes none.
     #[error("device `{name}`: expected NAME or NAME:INDEX, with an index from 0{hint}")]
     Index {
-        /// What was asked for.
+        /// The given name.
         name: String,
-        /// More about the index.
+        /// A remark on the index.
         hint: &'static str,
     },
     /// The driver finds no such device.
     #[error("device `{name}` cannot be used: {reason}")]
     Absent {
-        /// What was asked for.
+        /// The given name.
         name: String,
-        /// What the backend says.
+        /// The message of the backend.
         reason: String,
     },
 }
 
-const NAMES: &str = "flex, wgpu, vulkan, webgpu, metal, cuda, rocm";
+/// The names of all devices, also of those that are not compiled in.
+pub const NAMES: &str = "flex, wgpu, vulkan, webgpu, metal, cuda, rocm";
 
 /// The device called `name`, or the best one compiled in, checked to be there.
 pub fn open(name: Option<&str>) -> Result<Device, DeviceError> {

@@ -1,17 +1,17 @@
-//! `metastate`: trains, evaluates, converts and runs RWKV-7 models.
+//! `metastate`: trains, grows, evaluates, converts and runs RWKV-7 and Meta-State models.
 
 mod cli;
 mod commands;
 mod device;
+mod logger;
 mod memory;
-mod model;
 mod output;
 
 use std::{error::Error, process::ExitCode};
 
 use clap::Parser;
 
-/// What a command returns: the error is printed with its causes.
+/// The result of a command. An error is printed with its causes.
 type Outcome<T = ()> = Result<T, Box<dyn Error + Send + Sync>>;
 
 #[global_allocator]
@@ -19,13 +19,14 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     memory::keep_pages();
+    logger::install();
     match commands::run(cli::Cli::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            commands::say(format!("error: {error}"));
+            log::error!("error: {error}");
             let mut cause = error.source();
             while let Some(error) = cause {
-                commands::say(format!("  because: {error}"));
+                log::error!("  because: {error}");
                 cause = error.source();
             }
             ExitCode::FAILURE

@@ -1,4 +1,4 @@
-//! Where a command may write: never over the model that it reads, and under a name that says the right format.
+//! Checks of outputs: a command never writes over the model that it reads, and the name of an output says its format.
 
 use std::{
     fs,
@@ -7,9 +7,9 @@ use std::{
 
 use rwkv7_core::checkpoint::Format;
 use serde_json::{Map, Value};
-use zoo::Source;
+use zoo::{Source, run_folder};
 
-/// An output that would destroy something, mislead or fail.
+/// An output that would destroy a model, mislead or fail.
 #[derive(Debug, thiserror::Error)]
 pub enum OutputError {
     /// The output is a file of the model that is read.
@@ -20,10 +20,10 @@ pub enum OutputError {
         /// The output.
         output: PathBuf,
     },
-    /// A folder where a file is written.
+    /// The output is a folder, and a file is written.
     #[error("{}: is a folder; name a file", .0.display())]
     Folder(PathBuf),
-    /// A file in a folder that is not there.
+    /// The folder of the output does not exist.
     #[error("{}: there is no folder {}; make it first", output.display(), folder.display())]
     NoFolder {
         /// The output.
@@ -36,19 +36,19 @@ pub enum OutputError {
     Taken {
         /// The output.
         output: PathBuf,
-        /// What is in it.
+        /// The content of the folder.
         holds: String,
     },
-    /// The name says another format than what is written.
+    /// The name says another format than the one that is written.
     #[error("{}: the output is {written}; {instead} ({note})", output.display())]
     Extension {
         /// The output.
         output: PathBuf,
-        /// What is written.
+        /// The format that is written.
         written: &'static str,
-        /// What to name.
+        /// The name to give instead.
         instead: &'static str,
-        /// What writes the format that the name says.
+        /// How to write the format that the name says.
         note: &'static str,
     },
 }
@@ -114,7 +114,7 @@ fn check_folder(source: &Source, output: &Path) -> Result<(), OutputError> {
             holds,
         })
     };
-    if output.join("recipe.json").exists() {
+    if output.join(run_folder::RECIPE).exists() {
         return taken("a training run".into());
     }
     match output.canonicalize() {

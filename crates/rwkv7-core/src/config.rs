@@ -195,19 +195,6 @@ fn rank(x: f64) -> usize {
     ((x / 32.0).round_ties_even() as usize * 32).max(32)
 }
 
-/// (name, L, C, decay/in-context rank, value rank, gate rank, V) of the published models, read off their tensors.
-const PRESETS: &[(&str, usize, usize, usize, usize, usize, usize)] = &[
-    ("pile-168m", 12, 768, 64, 32, 128, 50304),
-    ("pile-421m", 24, 1024, 64, 64, 128, 50304),
-    ("pile-1.47b", 24, 2048, 96, 64, 256, 50304),
-    ("world-0.1b", 12, 768, 64, 32, 128, 65536),
-    ("world-0.4b", 24, 1024, 64, 32, 128, 65536),
-    ("world-1.5b", 24, 2048, 96, 64, 256, 65536),
-    ("world-2.9b", 32, 2560, 96, 64, 320, 65536),
-    ("g1-7.2b", 32, 4096, 128, 96, 480, 65536),
-    ("g1-13.3b", 61, 4096, 192, 128, 384, 65536),
-];
-
 impl<S: ChannelMixerConfig> Config for Rwkv7Config<S> {}
 
 impl Rwkv7Config<ChannelMixConfig> {
@@ -231,33 +218,6 @@ impl Rwkv7Config<ChannelMixConfig> {
             embedding_norm: true,
             ffn: ChannelMixConfig::new(4 * n_embd),
         }
-    }
-
-    /// Names of the published sizes.
-    pub fn presets() -> impl Iterator<Item = &'static str> {
-        PRESETS.iter().map(|p| p.0)
-    }
-
-    /// The configuration of a published size, such as `world-0.1b`.
-    ///
-    /// # Errors
-    ///
-    /// [`ConfigError::UnknownPreset`] lists the names there are.
-    pub fn preset(name: &str) -> Result<Self, ConfigError> {
-        PRESETS
-            .iter()
-            .find(|p| p.0 == name)
-            .map(|&(_, layers, width, decay, value, gate, vocab)| Self {
-                decay_rank: decay,
-                in_context_rank: decay,
-                value_rank: value,
-                gate_rank: gate,
-                ..Self::new(vocab, layers, width)
-            })
-            .ok_or_else(|| ConfigError::UnknownPreset {
-                name: name.to_string(),
-                known: Self::presets().collect::<Vec<_>>().join(", "),
-            })
     }
 }
 
@@ -400,26 +360,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn parameter_counts_of_the_published_models() {
-        for (name, official, stored) in [
-            ("pile-168m", 167_688_192, 167_638_272),
-            ("pile-421m", 421_212_160, 421_080_064),
-            ("pile-1.47b", 1_465_278_464, 1_465_014_272),
-            ("world-0.1b", 191_084_544, 191_034_624),
-            ("world-0.4b", 450_834_432, 450_767_872),
-            ("world-1.5b", 1_527_668_736, 1_527_404_544),
-            ("world-2.9b", 2_948_065_280, 2_947_735_040),
-            ("g1-7.2b", 7_199_932_416_usize, 7_199_141_888_usize),
-            ("g1-13.3b", 13_270_298_624, 13_269_245_952),
-        ] {
-            let config = Rwkv7Config::preset(name).unwrap();
-            config.validate().unwrap();
-            assert_eq!(config.num_params_official(), official, "{name}");
-            assert_eq!(config.num_params(), stored, "{name}");
-        }
-    }
-
-    #[test]
     fn ranks_of_a_new_model() {
         for (width, ranks) in [
             (64, [32, 32, 32, 32]),
@@ -458,7 +398,5 @@ mod tests {
             error,
             "configuration: `n_embd` is 100, expected a multiple of head_size = 64"
         );
-        let error = Rwkv7Config::preset("world-9b").unwrap_err().to_string();
-        assert!(error.contains("world-0.1b"), "{error}");
     }
 }

@@ -1,11 +1,8 @@
-//! A rule applied to a tensor's values, in f64.
+//! Rules applied to the values of tensors, in f64.
 
 use rwkv7_core::init::random::normal_at;
 
-use crate::{
-    plan::Heads,
-    rules::{Axis, New, Rule, share},
-};
+use crate::layer::{AxisGrowth, Fill, Heads, TensorRule, share};
 
 /// Values and shape of a tensor.
 #[derive(Clone, Debug, PartialEq)]
@@ -16,31 +13,31 @@ pub struct Values {
     pub shape: Vec<usize>,
 }
 
-/// The larger tensor of shape `to`. `initial` gives the values that the larger model starts with; it is asked only where
-/// the rule needs them. `seed` decides the random values.
+/// The larger tensor of shape `to`. `initial` makes the initial values of a new model, if the rule needs them. `seed` decides the
+/// random values.
 pub fn apply(
-    rule: &Rule,
+    rule: &TensorRule,
     old: &Values,
     to: &[usize],
     heads: Heads,
     seed: u64,
     initial: impl FnOnce() -> Vec<f64>,
 ) -> Vec<f64> {
-    let Rule::Grow {
+    let TensorRule::Grow {
         scale,
         axes,
         perturbed,
     } = rule
     else {
-        unreachable!("{rule:?} is made of more than one tensor, or of none");
+        unreachable!("only `Grow` makes a tensor out of one tensor, and this is {rule:?}");
     };
     assert_eq!(old.shape.len(), to.len(), "growth keeps the number of axes");
-    let places = places(axes, &old.shape, to, heads);
-    let uses = |new: New| {
-        let mut all = places.iter().flatten();
-        all.any(|place| *place == Place::New(new))
+    let origins = origins(axes, &old.shape, to, heads);
+    let uses = |new: Fill| {
+        let mut all = origins.iter().flatten();
+        all.any(|origin| *origin == Origin::New(new))
     };
-    let initial = if *perturbed || uses(New::Initial) {
+    let initial = if *perturbed || uses(Fill::Initial) {
         initial()
     } else {
         Vec::new()
@@ -49,16 +46,16 @@ pub fn apply(
     let means = Means::new(axes, old, to);
     let mut index = vec![0; to.len()];
     let entry = |flat: usize| {
-        let value = match entry(&index, &places, &old.shape) {
+        let value = match entry(&index, &origins, &old.shape) {
             Entry::Old { at, share } => {
                 let moved = if *perturbed { initial[flat] } else { 0.0 };
                 scale * share * old.data[at] + moved
             }
-            Entry::New(New::Mean) => scale * means.at(&index, &places, &old.shape),
-            Entry::New(New::Random) => deviation * normal_at(seed, flat as u64),
-            Entry::New(New::Small) => 0.1 * deviation * normal_at(seed, flat as u64),
-            Entry::New(New::Initial) => initial[flat],
-            Entry::New(New::Zero | New::Copies(_)) => 0.0,
+            Entry::New(Fill::Mean) => scale * means.at(&index, &origins, &old.shape),
+            Entry::New(Fill::Random) => deviation * normal_at(seed, flat as u64),
+            Entry::New(Fill::Small) => 0.1 * deviation * normal_at(seed, flat as u64),
+            Entry::New(Fill::Initial) => initial[flat],
+            Entry::New(Fill::Zero | Fill::Copies(_)) => 0.0,
         };
         advance(&mut index, to);
         value
@@ -66,14 +63,19 @@ pub fn apply(
     (0..to.iter().product()).map(entry).collect()
 }
 
-/// Whether each entry of the larger tensor is an old one in its old place.
-pub(crate) fn old_entries(axes: &[Axis], from: &[usize], to: &[usize], heads: Heads) -> Vec<bool> {
-    let places = places(axes, from, to, heads);
+/// Whether each entry of the larger tensor is an old one that has kept its position.
+pub(crate) fn old_entries(
+    axes: &[AxisGrowth],
+    from: &[usize],
+    to: &[usize],
+    heads: Heads,
+) -> Vec<bool> {
+    let origins = origins(axes, from, to, heads);
     let mut index = vec![0; to.len()];
     let entry = |_| {
         let old =
-            |(axis, &i): (&Vec<Place>, &usize)| matches!(axis[i], Place::Old { copy: false, .. });
-        let old = places.iter().zip(&index).all(old);
+            |(axis, &i): (&Vec<Origin>, &usize)| matches!(axis[i], Origin::Old { copy: false, .. });
+        let old = origins.iter().zip(&index).all(old);
         advance(&mut index, to);
         old
     };
@@ -82,18 +84,18 @@ pub(crate) fn old_entries(axes: &[Axis], from: &[usize], to: &[usize], heads: He
 
 /// `c [I; 1/E 1ᵀ]`, `[width, E]`.
 pub fn lift(width: usize, embed_width: usize, scale: f64, heads: Heads) -> Vec<f64> {
-    let axis = Axis::Channels {
-        heads: New::Mean,
-        size: New::Mean,
+    let axis = AxisGrowth::Channels {
+        heads: Fill::Mean,
+        size: Fill::Mean,
     };
-    let rows = axis_places(axis, embed_width, width, heads);
-    let row = |place: &Place| match *place {
-        Place::Old { at, .. } => {
+    let rows = axis_origins(axis, embed_width, width, heads);
+    let row = |origin: &Origin| match *origin {
+        Origin::Old { at, .. } => {
             let mut row = vec![0.0; embed_width];
             row[at] = scale;
             row
         }
-        Place::New(_) => vec![scale / embed_width as f64; embed_width],
+        Origin::New(_) => vec![scale / embed_width as f64; embed_width],
     };
     rows.iter().flat_map(row).collect()
 }
@@ -119,18 +121,18 @@ pub fn paired(
 ) -> [Vec<f64>; 3] {
     let old = weight.len();
     let scale = (width as f64 / old as f64).sqrt();
-    let axis = Axis::Channels {
-        heads: New::Mean,
-        size: New::Mean,
+    let axis = AxisGrowth::Channels {
+        heads: Fill::Mean,
+        size: Fill::Mean,
     };
-    let places = axis_places(axis, old, width, heads);
+    let origins = axis_origins(axis, old, width, heads);
     let mut signs = [1.0, -1.0].into_iter().cycle();
-    // Where a channel comes from, or its sign.
-    let channels: Vec<Result<usize, f64>> = places
+    // The old channel, or the sign of a new one.
+    let channels: Vec<Result<usize, f64>> = origins
         .iter()
-        .map(|place| match place {
-            Place::Old { at, .. } => Ok(*at),
-            Place::New(_) => Err(signs.next().unwrap_or(1.0)),
+        .map(|origin| match origin {
+            Origin::Old { at, .. } => Ok(*at),
+            Origin::New(_) => Err(signs.next().unwrap_or(1.0)),
         })
         .collect();
     let rows: Vec<(Vec<f64>, f64)> = embedding
@@ -172,59 +174,59 @@ pub fn paired(
     [table.collect(), weights.collect(), biases.collect()]
 }
 
-/// Where an entry along an axis comes from.
+/// The origin of one entry along an axis.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Place {
+enum Origin {
     Old {
         at: usize,
         share: f64,
         /// Whether it is a further copy.
         copy: bool,
     },
-    New(New),
+    New(Fill),
 }
 
-/// Where every entry along every axis comes from.
-fn places(axes: &[Axis], from: &[usize], to: &[usize], heads: Heads) -> Vec<Vec<Place>> {
-    assert_eq!(axes.len(), to.len(), "a rule says something of every axis");
+/// The origin of every entry along every axis.
+fn origins(axes: &[AxisGrowth], from: &[usize], to: &[usize], heads: Heads) -> Vec<Vec<Origin>> {
+    assert_eq!(axes.len(), to.len(), "a rule has one entry for each axis");
     let lengths = from.iter().zip(to);
-    let places = axes.iter().zip(lengths);
-    places
-        .map(|(axis, (from, to))| axis_places(*axis, *from, *to, heads))
+    let origins = axes.iter().zip(lengths);
+    origins
+        .map(|(axis, (from, to))| axis_origins(*axis, *from, *to, heads))
         .collect()
 }
 
-fn axis_places(axis: Axis, from: usize, to: usize, heads: Heads) -> Vec<Place> {
-    let old = |at| Place::Old {
+fn axis_origins(axis: AxisGrowth, from: usize, to: usize, heads: Heads) -> Vec<Origin> {
+    let old = |at| Origin::Old {
         at,
         share: 1.0,
         copy: false,
     };
-    let within = |i: usize, length: usize, to: usize, new: New| match new {
-        New::Copies(power) => Place::Old {
+    let within = |i: usize, length: usize, to: usize, new: Fill| match new {
+        Fill::Copies(power) => Origin::Old {
             at: i % length,
             share: share(i / length, to / length).powi(power),
             copy: i >= length,
         },
         _ if i < length => old(i),
-        new => Place::New(new),
+        new => Origin::New(new),
     };
-    let place = |i: usize| match axis {
+    let origin = |i: usize| match axis {
         _ if from == to => old(i),
-        Axis::Spread { old } if i < old => Place::Old {
+        AxisGrowth::Spread { old } if i < old => Origin::Old {
             at: 0,
             share: 1.0,
             copy: i > 0,
         },
-        Axis::Spread { .. } => Place::New(New::Zero),
-        Axis::Plain(new) => within(i, from, to, new),
-        Axis::Channels { heads: new, size } => {
+        AxisGrowth::Spread { .. } => Origin::New(Fill::Zero),
+        AxisGrowth::Plain(new) => within(i, from, to, new),
+        AxisGrowth::Channels { heads: new, size } => {
             let (head, channel) = (i / heads.to, i % heads.to);
             if head * heads.from >= from {
-                return Place::New(new);
+                return Origin::New(new);
             }
             match within(channel, heads.from, heads.to, size) {
-                Place::Old { at, share, copy } => Place::Old {
+                Origin::Old { at, share, copy } => Origin::Old {
                     at: head * heads.from + at,
                     share,
                     copy,
@@ -233,29 +235,29 @@ fn axis_places(axis: Axis, from: usize, to: usize, heads: Heads) -> Vec<Place> {
             }
         }
     };
-    (0..to).map(place).collect()
+    (0..to).map(origin).collect()
 }
 
 enum Entry {
     Old { at: usize, share: f64 },
-    New(New),
+    New(Fill),
 }
 
-fn entry(index: &[usize], places: &[Vec<Place>], from: &[usize]) -> Entry {
-    let order = |new: New| match new {
-        New::Zero => 0,
-        New::Random | New::Small => 1,
-        New::Mean => 2,
-        New::Initial | New::Copies(_) => 3,
+fn entry(index: &[usize], origins: &[Vec<Origin>], from: &[usize]) -> Entry {
+    let order = |new: Fill| match new {
+        Fill::Zero => 0,
+        Fill::Random | Fill::Small => 1,
+        Fill::Mean => 2,
+        Fill::Initial | Fill::Copies(_) => 3,
     };
     let (mut flat, mut product, mut first) = (0, 1.0, None);
-    for ((axis, &i), length) in places.iter().zip(index).zip(from) {
+    for ((axis, &i), length) in origins.iter().zip(index).zip(from) {
         match axis[i] {
-            Place::Old { at, share, .. } => {
+            Origin::Old { at, share, .. } => {
                 flat = flat * length + at;
                 product *= share;
             }
-            Place::New(new) => match first {
+            Origin::New(new) => match first {
                 Some(before) if order(before) <= order(new) => {}
                 _ => first = Some(new),
             },
@@ -280,7 +282,7 @@ pub(crate) fn advance(index: &mut [usize], shape: &[usize]) {
     }
 }
 
-/// The means of the old entries along the axis whose new entries are means.
+/// The means of the old entries, along the axis whose new entries are means.
 struct Means {
     axis: usize,
     /// As the old tensor, with one entry along that axis.
@@ -288,10 +290,10 @@ struct Means {
 }
 
 impl Means {
-    fn new(axes: &[Axis], old: &Values, to: &[usize]) -> Self {
-        let is_mean = |axis: &Axis| match axis {
-            Axis::Plain(new) | Axis::Channels { heads: new, .. } => *new == New::Mean,
-            Axis::Spread { .. } => false,
+    fn new(axes: &[AxisGrowth], old: &Values, to: &[usize]) -> Self {
+        let is_mean = |axis: &AxisGrowth| match axis {
+            AxisGrowth::Plain(new) | AxisGrowth::Channels { heads: new, .. } => *new == Fill::Mean,
+            AxisGrowth::Spread { .. } => false,
         };
         let longer = |axis: &usize| is_mean(&axes[*axis]) && to[*axis] > old.shape[*axis];
         let Some(axis) = (0..axes.len()).find(longer) else {
@@ -315,17 +317,17 @@ impl Means {
         }
     }
 
-    /// The mean for an entry, shared out as the other axes say.
-    fn at(&self, index: &[usize], places: &[Vec<Place>], shape: &[usize]) -> f64 {
+    /// The mean for an entry, times its shares along the other axes.
+    fn at(&self, index: &[usize], origins: &[Vec<Origin>], shape: &[usize]) -> f64 {
         let (mut flat, mut product) = (0, 1.0);
         for (axis, (&i, &length)) in index.iter().zip(shape).enumerate() {
-            match places[axis][i] {
+            match origins[axis][i] {
                 _ if axis == self.axis => {}
-                Place::Old { at, share, .. } => {
+                Origin::Old { at, share, .. } => {
                     flat = flat * length + at;
                     product *= share;
                 }
-                Place::New(new) => unreachable!("{new:?} comes before the mean"),
+                Origin::New(new) => unreachable!("{new:?} comes before the mean"),
             }
         }
         product * self.values[flat]
@@ -339,7 +341,7 @@ pub fn with_new_rows(table: &[f64], width: usize, rows: usize, seed: u64) -> Val
         shape: vec![table.len() / width, width],
     };
     let deviation = deviation(&old);
-    let new = (table.len()..rows * width).map(|place| deviation * normal_at(seed, place as u64));
+    let new = (table.len()..rows * width).map(|i| deviation * normal_at(seed, i as u64));
     Values {
         data: table.iter().copied().chain(new).collect(),
         shape: vec![rows, width],

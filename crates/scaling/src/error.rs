@@ -1,4 +1,6 @@
-//! What can be wrong with a growth.
+//! Errors of growths.
+
+use std::path::PathBuf;
 
 use rwkv7_core::{checkpoint::CheckpointError, config::ConfigError};
 
@@ -15,7 +17,7 @@ pub enum ScalingError {
         /// The target's.
         to: usize,
     },
-    /// A field that growth cannot change.
+    /// Growth cannot change this field.
     #[error("`{field}` is {from} in the model and {to} in the target; {reason}")]
     Differs {
         /// The field.
@@ -24,34 +26,46 @@ pub enum ScalingError {
         from: String,
         /// The target's.
         to: String,
-        /// Why that cannot be, and what to do.
+        /// The reason and the remedy.
         reason: &'static str,
     },
-    /// A growth that cannot keep what the model computes.
+    /// The larger model would compute something else.
     #[error("{tensor} cannot grow without changing what the model computes: {reason}")]
     NotExact {
         /// The tensor, by its name in a block.
         tensor: &'static str,
-        /// Why, and what to do.
+        /// The reason and the remedy.
         reason: &'static str,
     },
-    /// New blocks that cannot be where they shall be.
-    #[error("no new blocks at these places: {reason}")]
+    /// There cannot be new blocks at these positions.
+    #[error("no new blocks at these positions: {reason}")]
     NewBlocks {
-        /// What does not fit.
+        /// The problem.
         reason: String,
     },
-    /// An embedding that cannot get channels in pairs.
+    /// The embedding cannot get channels in pairs.
     #[error("no paired channels for this embedding: {reason}")]
     Paired {
-        /// Why, and what to do.
+        /// The reason and the remedy.
         reason: &'static str,
     },
-    /// An optimizer's state that is not that of the model.
+    /// The optimizer's state belongs to another model or another optimizer.
     #[error("the optimizer's state is not that of this model: {reason}")]
     Optimizer {
-        /// What does not fit.
+        /// The problem.
         reason: String,
+    },
+    /// The larger model was compared with the smaller one and computes something else.
+    #[error(
+        "{}: the larger model's logits differ from the smaller one's by up to {largest:.1e} standard deviations, which is not \
+         lossless; nothing was written. Half-precision values that had to be scaled are rounded: try f32",
+        output.display()
+    )]
+    NotLossless {
+        /// The file that was to be written.
+        output: PathBuf,
+        /// Largest difference of a logit, in standard deviations of the smaller model's logits.
+        largest: f64,
     },
     /// The target is no model.
     #[error("the target: {0}")]

@@ -4,17 +4,17 @@
 //! x' = c [x, mean(x), …, mean(x)]     c = √(C'/C)
 //! ```
 //!
-//! is the larger model's residual stream. Its mean is `c mean(x)` and its variance that of x, so every layer norm gives the old
-//! channels what it gave before (its scale is divided by c) and the new channels zero (their shift is zero). What reads
-//! normalised values may therefore have any weights for the new channels; what writes into the stream writes c times what it
-//! wrote, and the mean of that into the new channels. New heads, hidden units and blocks write nothing at first. The
-//! embedding keeps its width, and a matrix `lift` leads to the new one, because `ln0`'s output is not normalised again; or its
-//! new channels come in pairs, see [`Embedding`]. Larger heads are copies of themselves, or have channels that norms leave out.
+//! is the larger model's residual stream. Its mean is `c mean(x)` and its variance that of x. So every layer norm gives the old
+//! channels their old values if its scale is divided by c, and gives the new channels zero if their shift is zero. Tensors that read
+//! normalised values may have any weights for the new channels. Tensors that write into the stream write c times their old values,
+//! and the mean of these into the new channels. New heads, hidden units and blocks write nothing at first. The embedding keeps its
+//! width, and a matrix `lift` leads to the new width, because nothing normalises the output of `ln0` again; or the embedding gets
+//! new channels in pairs ([`Embedding`]). Larger heads are copies of themselves, or have channels that the norms leave out.
 //!
 //! ```
 //! use burn::tensor::{Device, Int, Tensor};
 //! use rwkv7_core::Rwkv7Config;
-//! use scaling::{Embedding, Method, Plan, grow_model};
+//! use metastate_scaling::{Embedding, Method, Plan, grow_model};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let device = Device::default();
@@ -26,19 +26,31 @@
 //! let to = Rwkv7Config { n_layer: 3, n_embd: 48, ..from.clone() };
 //! let plan = Plan::new(&from, &to, Method::Lossless, Embedding::Lift)?.exact()?;
 //! let large = grow_model(&small, &plan, &device, 0)?;
-//! // What was in progress goes on, with the same logits.
+//! // The text in progress goes on, with the same logits.
 //! let (logits, state) = large.forward(tokens, Some(plan.grow_state(state)));
 //! # Ok(()) }
 //! ```
 //!
-//! Source: reference `growth-and-evaluation.md`, part B.
+//! | item | what grows |
+//! |---|---|
+//! | [`Plan`] | the configuration: every tensor of the larger model and how it is made |
+//! | [`Growth`] | a checkpoint file |
+//! | [`grow_model`] | a model in memory |
+//! | [`grow_optimizer`] | the state of Adam or AdamW |
+//! | [`Plan::grow_state`] | the running state of a generation |
+//! | [`Difference`] | nothing: it compares two models |
+//! | [`layer`] | a layer of one's own, for authors of layers |
+//!
+//! The feature `clap` makes [`Method`] a value of command lines.
 
 mod apply;
 mod error;
-mod grow;
+mod growth;
+pub mod layer;
 mod optimizer;
 mod plan;
-mod rules;
+mod state;
+mod tensors;
 mod verify;
 
 #[cfg(test)]
@@ -46,8 +58,10 @@ mod verify;
 mod tests;
 
 pub use error::ScalingError;
-pub use grow::{StateOf, grow, grow_model};
+pub use growth::Growth;
+pub use layer::Growable;
 pub use optimizer::grow_optimizer;
-pub use plan::{Embedding, Heads, Method, Plan, Step};
-pub use rules::{Axes, Axis, Growable, New, Rule};
+pub use plan::{Embedding, Method, Plan, Step};
+pub use state::StateOf;
+pub use tensors::grow_model;
 pub use verify::Difference;

@@ -1,4 +1,4 @@
-//! Adam's moments grow with the parameters.
+//! Adam's moments that grow with the parameters.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -20,16 +20,41 @@ use crate::{
     apply::{Values, apply},
 };
 
-/// Where Burn's Adam and AdamW keep the means of the gradients' first and second powers, and the power.
+/// The names of the means of the gradients' powers in Burn's Adam and AdamW, and the powers.
 const MOMENTS: [(&str, i32); 2] = [("momentum.moment_1", 1), ("momentum.moment_2", 2)];
 
-/// The state of Adam or AdamW for the larger model: moments of old entries are scaled as their gradients are, those of new
-/// entries are zero, and parameters that are new as a whole have none and start from step 0. `from` and `to` are the models
-/// whose parameters the state belongs to and will belong to.
+/// The state of Adam or AdamW for the larger model. Moments of old entries are scaled as their gradients are, and those of new
+/// entries are zero. Parameters of new blocks have no moments and start from step 0. `state` belongs to the parameters of `from`;
+/// the result belongs to those of `to`.
 ///
 /// # Errors
 ///
 /// [`ScalingError::Optimizer`] if the state is of another model or another optimizer.
+///
+/// ```
+/// use burn::{optim::GradientsParams, tensor::{Device, Int, Tensor}};
+/// use metastate_scaling::{Embedding, Method, Plan, grow_model, grow_optimizer};
+/// use rwkv7_core::{Rwkv7Config, loss, optimizer::OptimizerConfig};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let device = Device::default().autodiff();
+/// let from = Rwkv7Config { head_size: 16, ..Rwkv7Config::new(256, 1, 32) };
+/// let small = from.init(&device);
+/// let mut optimizer = OptimizerConfig::default().init();
+/// let tokens = || Tensor::<2, Int>::from_ints([[1, 2, 3]], &device);
+/// let loss = loss::cross_entropy(small.forward(tokens(), None).0, tokens(), None);
+/// let gradients = GradientsParams::from_grads(loss.backward(), &small);
+/// let small = optimizer.step(1e-3, small, gradients);
+///
+/// let to = Rwkv7Config { n_embd: 48, ..from.clone() };
+/// let plan = Plan::new(&from, &to, Method::Lossless, Embedding::Lift)?.exact()?;
+/// let large = grow_model(&small, &plan, &device, 0)?;
+/// let state = grow_optimizer(&plan, &small, &large, optimizer.to_record())?;
+/// // Training goes on with the larger model.
+/// let optimizer = OptimizerConfig::default().init().load_record(state);
+/// # let _ = optimizer;
+/// # Ok(()) }
+/// ```
 pub fn grow_optimizer<S: Growable>(
     plan: &Plan<S>,
     from: &Rwkv7<S::Layer>,
@@ -91,7 +116,7 @@ fn grow_parameter(
             shape: step.from.clone(),
         };
         let values = apply(&rule, &old, &step.to, step.heads, 0, Vec::new);
-        // From the official layout to the module's.
+        // From the official layout back to the module's.
         let values = official(values, &step.to, target.transposed);
         let data = TensorData::new(values, target.shape.clone()).convert_dtype(data.dtype());
         grown.tensors.insert(format!("{after}.{field}"), data);
@@ -154,7 +179,7 @@ impl State {
         })
     }
 
-    /// The parameters that it has moments of.
+    /// The parameters with moments.
     fn ids(&self) -> impl Iterator<Item = u64> {
         let id = |name: &String| name.split('.').next()?.parse().ok();
         self.tensors.keys().filter_map(id)

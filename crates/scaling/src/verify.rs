@@ -1,10 +1,13 @@
-//! Whether two models compute the same.
+//! How far apart two models' outputs are.
 
-use burn::tensor::{Int, Tensor, activation};
+use burn::tensor::{Device, Int, Tensor, TensorData, activation};
 use rwkv7_core::{Rwkv7, layers::ChannelMixer};
 use serde::Serialize;
 
-/// How far apart two models' logits are, over the vocabulary of the smaller one.
+/// Largest difference of a lossless growth in f32, in standard deviations of the logits.
+pub(crate) const TOLERANCE: f64 = 1e-3;
+
+/// The distance of two models' logits, over the vocabulary of the smaller one.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Difference {
     /// Largest difference of a logit, in standard deviations of the smaller model's logits.
@@ -57,4 +60,10 @@ impl Difference {
             new_tokens,
         }
     }
+}
+
+/// 64 tokens from all over the vocabulary, `[1, 64]`.
+pub(crate) fn spread_tokens(vocab_size: usize, device: &Device) -> Tensor<2, Int> {
+    let ids: Vec<i32> = (0..64).map(|i| (i * 7919 % vocab_size) as i32).collect();
+    Tensor::from_data(TensorData::new(ids, [1, 64]), device)
 }

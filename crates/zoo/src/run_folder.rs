@@ -1,11 +1,24 @@
-//! The files in the output folder of a training run, as far as loading a model needs them.
+//! The output folder of a training run, as far as loading a model needs it.
+//!
+//! ```text
+//! recipe.json                        written when the run starts
+//! config.json
+//! checkpoints/{epoch}/model.bpk      one folder for each epoch that is kept
+//! model.safetensors                  written when the run ends
+//! ```
 
-use std::path::{Path, PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use rwkv7_core::checkpoint::{Checkpoint, CheckpointError, ModelMetadata};
 
-/// The folder of a run's checkpoints, in its own: `checkpoints/{epoch}/model.bpk`.
+/// The folder of the checkpoints within that of the run.
 pub const CHECKPOINTS: &str = "checkpoints";
+
+/// The file of the recipe within the folder of the run.
+pub const RECIPE: &str = "recipe.json";
 
 /// The file with the model of an epoch's checkpoint; `folder` is the run's folder of checkpoints.
 pub fn model_file(folder: &Path, epoch: usize) -> PathBuf {
@@ -20,13 +33,6 @@ pub fn complete(folder: &Path) -> Vec<usize> {
         .collect();
     epochs.sort_unstable();
     epochs
-}
-
-/// The model of the newest checkpoint of the run in `out`.
-pub fn newest_checkpoint(out: &Path) -> Option<PathBuf> {
-    let folder = out.join(CHECKPOINTS);
-    let epoch = complete(&folder).pop()?;
-    Some(model_file(&folder, epoch))
 }
 
 /// Opens a checkpoint. A checkpoint inside a run's folder does not carry its configuration; the `config.json` of the run has it.
@@ -45,4 +51,35 @@ pub fn open(path: &Path) -> Result<Checkpoint, CheckpointError> {
         Some(metadata) => checkpoint.with_metadata(metadata),
         None => checkpoint,
     })
+}
+
+/// The file `name` of the run that left the model in `path`, and its content. The file lies beside the model. For a checkpoint of
+/// the run (`.bpk`) it may also lie one or two folders above.
+pub fn beside(path: &Path, name: &str) -> Option<(PathBuf, String)> {
+    let checkpoint = path.extension().is_some_and(|e| e == "bpk");
+    let folders = path.ancestors().skip(usize::from(!path.is_dir()));
+    let mut folders = folders.take(if checkpoint { 3 } else { 1 });
+    folders.find_map(|folder| {
+        let file = folder.join(name);
+        let content = fs::read_to_string(&file).ok()?;
+        Some((file, content))
+    })
+}
+
+/// The state of a run that has not ended, in words; none where `folder` holds a model or no run.
+pub(crate) fn unfinished(folder: &Path) -> Option<String> {
+    if !folder.join(RECIPE).is_file() || folder.join("model.safetensors").exists() {
+        return None;
+    }
+    let checkpoints = folder.join(CHECKPOINTS);
+    let newest = match complete(&checkpoints).pop() {
+        Some(epoch) => format!(
+            "its newest checkpoint is {}",
+            model_file(&checkpoints, epoch).display()
+        ),
+        None => "it has no checkpoint yet".into(),
+    };
+    Some(format!(
+        "the folder of a training run that has not ended; {newest}, and `train --resume` ends it"
+    ))
 }

@@ -1,4 +1,4 @@
-//! Where a model comes from: a name of the zoo, a checkpoint file or a folder.
+//! Finding a model by its name, its file or its folder.
 
 use std::{
     fmt,
@@ -9,10 +9,22 @@ use rwkv7_core::checkpoint::{Checkpoint, CheckpointError};
 
 use crate::{
     entries::{Entry, find, trained},
-    run_folder::{self, newest_checkpoint},
+    run_folder::{RECIPE, beside, unfinished},
 };
 
 /// Where a model comes from.
+///
+/// ```
+/// use metastate_zoo::{AnyConfig, Source};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// // A name, a checkpoint file, or the folder of a training run or of a Hugging Face model.
+/// let source = Source::find("reverse-meta-state".as_ref())?;
+/// let config = AnyConfig::of(&source.open()?)?;
+/// assert_eq!(config.num_params(), 104_896);
+/// # Ok(()) }
+/// ```
+#[derive(Debug)]
 pub enum Source {
     /// A file or folder.
     Path(PathBuf),
@@ -40,24 +52,24 @@ pub enum SourceError {
         trained().collect::<Vec<_>>().join(", ")
     )]
     Nothing {
-        /// What was asked for.
+        /// The given name.
         name: PathBuf,
     },
 }
 
 impl Source {
-    /// A name of the zoo, or else a path.
+    /// The file or folder `name`, or else the trained model with this name.
     ///
     /// # Errors
     ///
-    /// [`SourceError`] if the name is that of a configuration, or if there is nothing.
+    /// [`SourceError`] if the model with this name has no weights, or if there is neither a path nor a name.
     pub fn find(name: &Path) -> Result<Self, SourceError> {
         if name.exists() {
             return Ok(Self::Path(name.to_path_buf()));
         }
         match name.to_str().and_then(find) {
-            Some(entry) if entry.trained.is_some() => Ok(Self::Zoo(entry)),
-            Some(entry) => Err(SourceError::Untrained { name: entry.name }),
+            Some(entry) if entry.is_trained() => Ok(Self::Zoo(entry)),
+            Some(entry) => Err(SourceError::Untrained { name: &entry.name }),
             None => Err(SourceError::Nothing { name: name.into() }),
         }
     }
@@ -66,7 +78,7 @@ impl Source {
     ///
     /// # Errors
     ///
-    /// As [`Checkpoint::open`].
+    /// As [`Checkpoint::open`]; [`CheckpointError::UnknownFormat`] for the folder of a training run that has not ended.
     pub fn open(&self) -> Result<Checkpoint, CheckpointError> {
         match self {
             Self::Path(path) => match unfinished(path) {
@@ -78,31 +90,28 @@ impl Source {
             },
             Self::Zoo(entry) => match entry.weights() {
                 Some(weights) => weights,
-                None => unreachable!("only trained models are found"),
+                None => unreachable!("`find` gives only trained models"),
             },
         }
     }
-}
 
-/// What there is in the folder of a training run that has not ended.
-fn unfinished(folder: &Path) -> Option<String> {
-    if !folder.join("recipe.json").is_file() || folder.join("model.safetensors").exists() {
-        return None;
+    /// The recipe of the training run that left the model, as JSON, and where the recipe stands.
+    pub(crate) fn recipe(&self) -> Option<(String, String)> {
+        match self {
+            Self::Path(path) => {
+                let (file, recipe) = beside(path, RECIPE)?;
+                Some((file.display().to_string(), recipe))
+            }
+            Self::Zoo(entry) => Some((entry.name.clone(), entry.recipe()?.into())),
+        }
     }
-    let newest = match newest_checkpoint(folder) {
-        Some(file) => format!("its newest checkpoint is {}", file.display()),
-        None => "it has no checkpoint yet".into(),
-    };
-    Some(format!(
-        "the folder of a training run that has not ended; {newest}, and `train --resume` ends it"
-    ))
 }
 
 impl fmt::Display for Source {
     fn fmt(&self, out: &mut fmt::Formatter) -> fmt::Result {
         match self {
             Self::Path(path) => path.display().fmt(out),
-            Self::Zoo(entry) => out.write_str(entry.name),
+            Self::Zoo(entry) => out.write_str(&entry.name),
         }
     }
 }

@@ -1,15 +1,10 @@
 //! `metastate convert`: another format, dtype or architecture, tensor by tensor.
 
-use burn::tensor::DType;
-use rwkv7_core::checkpoint::{ConversionReport, Format};
+use rwkv7_core::checkpoint::ConversionReport;
 use serde_json::json;
-use zoo::{ModelConfig, Source, for_architecture};
+use zoo::{AnyConfig, Arch, Source, for_architecture};
 
-use crate::{
-    Outcome,
-    cli::{self, Arch},
-    output,
-};
+use crate::{Outcome, cli::Convert, output};
 
 use super::report;
 
@@ -35,29 +30,19 @@ struct NoNewLayers {
 }
 
 /// Converts a checkpoint file.
-pub fn run(args: cli::Convert) -> Outcome {
+pub fn run(args: Convert) -> Outcome {
     let source = Source::find(&args.input)?;
-    let format = match args.format {
-        cli::Format::Blinkdl => Format::Official,
-        cli::Format::Hf => Format::Fla,
-        cli::Format::Burn => Format::Burn,
-    };
-    output::check_model(&source, &args.output, format)?;
+    output::check_model(&source, &args.output, args.format)?;
     let checkpoint = source.open()?;
-    let dtype = args.dtype.map(|dtype| match dtype {
-        cli::Dtype::F32 => DType::F32,
-        cli::Dtype::F16 => DType::F16,
-        cli::Dtype::Bf16 => DType::BF16,
-    });
-    let config = ModelConfig::of(&checkpoint)?;
+    let config = AnyConfig::of(&checkpoint)?;
     let replaced = match (&config, args.arch) {
-        (ModelConfig::Rwkv7(config), Some(Arch::MetaState)) => {
+        (AnyConfig::Rwkv7(config), Some(Arch::MetaState)) => {
             let layer = args.meta_state.unwrap_or_default();
-            checkpoint.save_converted(config, layer, &args.output, format, dtype)?
+            checkpoint.save_converted(config, layer, &args.output, args.format, args.dtype)?
         }
         (_, None)
-        | (ModelConfig::Rwkv7(_), Some(Arch::Rwkv7))
-        | (ModelConfig::MetaState(_), Some(Arch::MetaState)) => {
+        | (AnyConfig::Rwkv7(_), Some(Arch::Rwkv7))
+        | (AnyConfig::MetaState(_), Some(Arch::MetaState)) => {
             if args.meta_state.is_some() {
                 return Err(NoNewLayers {
                     input: source.to_string(),
@@ -65,12 +50,12 @@ pub fn run(args: cli::Convert) -> Outcome {
                 }
                 .into());
             }
-            for_architecture!(ModelConfig, &config, config => {
-                checkpoint.save(config, &args.output, format, dtype)?;
+            for_architecture!(AnyConfig, &config, config => {
+                checkpoint.save(config, &args.output, args.format, args.dtype)?;
             });
             ConversionReport::default()
         }
-        (ModelConfig::MetaState(_), Some(Arch::Rwkv7)) => {
+        (AnyConfig::MetaState(_), Some(Arch::Rwkv7)) => {
             return Err(NoSuchConversion {
                 input: source.to_string(),
                 from: config.architecture(),

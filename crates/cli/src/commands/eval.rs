@@ -1,4 +1,4 @@
-//! `metastate eval`: how well a model predicts a text, or does the task that it was trained for.
+//! `metastate eval`: how well a model predicts a text, or does the task `reverse`.
 
 use burn::tensor::Device;
 use recipes::{
@@ -15,12 +15,11 @@ use crate::{
     Outcome,
     cli::{Eval, Task},
     device,
-    model::tokenizer,
 };
 
 use super::report;
 
-/// Numbers a batch, and batches, of task `reverse`.
+/// Numbers in a batch, and the number of batches, of task `reverse`.
 const NUMBERS: (usize, usize) = (64, 8);
 
 /// Measures the model.
@@ -34,9 +33,9 @@ pub fn run(args: Eval) -> Outcome {
     }
 }
 
-/// The state is carried through the whole text.
+/// The loss on a text, with the state carried from its beginning to its end.
 fn perplexity(args: &Eval, source: &Source, model: &AnyModel, device: &Device) -> Outcome {
-    let (name, tokenizer) = tokenizer(source, args.tokenizer.as_deref(), model.vocab_size())?;
+    let (name, tokenizer) = source.tokenizer(args.tokenizer.as_deref(), model.vocab_size())?;
     let corpus = Corpus {
         paths: &args.data,
         text_field: &args.text_field,
@@ -66,9 +65,9 @@ fn perplexity(args: &Eval, source: &Source, model: &AnyModel, device: &Device) -
     Ok(())
 }
 
-/// Numbers that training never showed.
+/// The accuracy on numbers that training never showed.
 fn reverse(args: &Eval, source: &Source, model: &AnyModel, device: &Device) -> Outcome {
-    tokenizer(source, Some("byte"), model.vocab_size())?;
+    source.tokenizer(Some("byte"), model.vocab_size())?;
     let digits = usize::from(args.digits);
     let (rows, batches) = NUMBERS;
     let task = Reverse {

@@ -16,9 +16,9 @@ use rwkv7_core::{
 use serde_json::json;
 use zoo::{AnyModel, Model, Source, for_architecture};
 
-use crate::{Outcome, cli::Generate, device, model::tokenizer, output};
+use crate::{Outcome, cli::Generate, device, output};
 
-use super::{report, say};
+use super::report;
 
 /// A state of an earlier version, and no prompt to go on with.
 #[derive(Debug, thiserror::Error)]
@@ -47,7 +47,7 @@ pub fn run(args: Generate) -> Outcome {
     }
     let device: Device = device::open(args.on.device.as_deref())?;
     let model = AnyModel::load(source.open()?, &device)?;
-    let (_, tokenizer) = tokenizer(&source, args.tokenizer.as_deref(), model.vocab_size())?;
+    let (_, tokenizer) = source.tokenizer(args.tokenizer.as_deref(), model.vocab_size())?;
     let tokenizer = tokenizer.as_ref();
     for_architecture!(AnyModel, model, model => generate(&args, &model, tokenizer, sampler, &device))
 }
@@ -101,10 +101,10 @@ fn generate<S: ChannelMixerConfig>(
         });
         report(true, object, String::new);
     } else {
-        say(format!(
+        log::info!(
             "{prompt_tokens} prompt tokens in {prompt_seconds:.2} s, {count} tokens at {speed:.1} tokens/s, state of {} values",
             state.num_values()
-        ));
+        );
     }
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! `metastate inspect`: what a checkpoint is.
 
 use serde_json::json;
-use zoo::{ModelConfig, Source, for_architecture};
+use zoo::{AnyConfig, Source, for_architecture};
 
 use crate::{Outcome, cli::Inspect};
 
@@ -12,8 +12,8 @@ pub fn run(args: Inspect) -> Outcome {
     let path = args.path;
     let source = Source::find(&path)?;
     let checkpoint = source.open()?;
-    let config = ModelConfig::of(&checkpoint)?;
-    for_architecture!(ModelConfig, &config, config => checkpoint.tensors(config).map(drop))?;
+    let config = AnyConfig::of(&checkpoint)?;
+    for_architecture!(AnyConfig, &config, config => checkpoint.tensors(config).map(drop))?;
     let stored = checkpoint.num_values();
     let dtypes = checkpoint.dtypes();
     let object = json!({
@@ -39,10 +39,10 @@ pub fn run(args: Inspect) -> Outcome {
                 base.head_size
             ),
             match &config {
-                ModelConfig::Rwkv7(config) => {
+                AnyConfig::Rwkv7(config) => {
                     format!("  feed-forward      {}", config.ffn.ffn_size)
                 }
-                ModelConfig::MetaState(config) => {
+                AnyConfig::MetaState(config) => {
                     format!("  Meta-State        {}", json!(config.ffn))
                 }
             },

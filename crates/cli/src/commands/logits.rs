@@ -1,9 +1,9 @@
 //! `metastate logits`: the last position's logits.
 
 use serde_json::json;
-use zoo::{AnyModel, Source, for_architecture};
+use zoo::{AnyModel, Source, for_architecture, row};
 
-use crate::{Outcome, cli::Logits, device, model::row};
+use crate::{Outcome, cli::Logits, device};
 
 use super::report;
 

@@ -9,10 +9,7 @@ mod logits;
 mod models;
 mod train;
 
-use std::{
-    fmt::Display,
-    io::{self, Write},
-};
+use std::io::{self, Write};
 
 use crate::{Outcome, cli::Command};
 
@@ -30,11 +27,6 @@ pub fn run(command: Command) -> Outcome {
     }
 }
 
-/// Prints a line on standard error, where somebody may listen or not.
-pub fn say(line: impl Display) {
-    let _ = writeln!(io::stderr(), "{line}");
-}
-
 /// Prints a result on standard output: an object as JSON, or lines for people.
 fn report(json: bool, object: serde_json::Value, text: impl FnOnce() -> String) {
     let text = if json { object.to_string() } else { text() };
@@ -43,7 +35,7 @@ fn report(json: bool, object: serde_json::Value, text: impl FnOnce() -> String) 
         // A reader such as `head` has seen enough.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
         Err(error) => {
-            say(format!("error: standard output cannot be written: {error}"));
+            log::error!("error: standard output cannot be written: {error}");
             std::process::exit(1);
         }
     }

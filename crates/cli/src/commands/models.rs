@@ -1,22 +1,19 @@
 //! `metastate models`: the zoo.
 
 use serde_json::json;
-use zoo::ModelConfig;
+use zoo::Entry;
 
 use crate::{Outcome, cli::Models};
 
 use super::report;
 
-/// Lists every model that can be named.
+/// Lists every model that has a name.
 pub fn run(args: Models) -> Outcome {
-    let mut models = Vec::new();
-    for name in zoo::names() {
-        let trained = zoo::find(name).is_some_and(|entry| entry.recipe().is_some());
-        models.push((name, zoo::config(name)?, trained));
-    }
-    let object = models.iter().map(|(name, config, trained)| {
+    let models = zoo::entries();
+    let object = models.iter().map(|entry| {
+        let config = entry.config();
         json!({
-            "name": name, "trained": trained, "parameters": config.num_params(),
+            "name": entry.name, "trained": entry.is_trained(), "parameters": config.num_params(),
             "state_values": config.num_state_values(), "config": config,
         })
     });
@@ -24,18 +21,14 @@ pub fn run(args: Models) -> Outcome {
     report(args.json, object, || {
         let longest = models
             .iter()
-            .map(|(name, ..)| name.len())
+            .map(|entry| entry.name.len())
             .max()
             .unwrap_or(0);
         let mut lines = vec![format!(
             "{:longest$}  {:11} {:>6} {:>5} {:>5} {:>15} {:>15}  weights",
             "name", "architecture", "layers", "width", "heads", "parameters", "state values"
         )];
-        lines.extend(
-            models
-                .iter()
-                .map(|(name, config, trained)| line(name, config, *trained, longest)),
-        );
+        lines.extend(models.iter().map(|entry| line(entry, longest)));
         lines.push(String::new());
         lines.push(
             "Train one: train --recipe text --data … --set model.preset=NAME; one with weights also runs: --model NAME."
@@ -46,16 +39,18 @@ pub fn run(args: Models) -> Outcome {
     Ok(())
 }
 
-fn line(name: &str, config: &ModelConfig, trained: bool, longest: usize) -> String {
+fn line(entry: &Entry, longest: usize) -> String {
+    let config = entry.config();
     let dims = config.dims();
     format!(
-        "{name:longest$}  {:12} {:>6} {:>5} {:>5} {:>15} {:>15}  {}",
+        "{:longest$}  {:12} {:>6} {:>5} {:>5} {:>15} {:>15}  {}",
+        entry.name,
         config.architecture(),
         dims.n_layer,
         dims.n_embd,
         dims.n_head(),
         config.num_params(),
         config.num_state_values(),
-        if trained { "yes" } else { "" }
+        if entry.is_trained() { "yes" } else { "" }
     )
 }

@@ -11,7 +11,7 @@ use std::{
 use indicatif::{ProgressBar, ProgressStyle};
 use memmap2::Mmap;
 use rwkv7_core::tokenizer::{Tokenizer, TokenizerError};
-use zoo::atomic;
+use crate::atomic;
 
 use super::{
     DataError,

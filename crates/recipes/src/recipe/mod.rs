@@ -573,7 +573,7 @@ mod tests {
             ..meta_state::MetaStateConfig::paper()
         };
         let layer = |recipe: &Recipe| match recipe.model.config(recipe.arch, 256).unwrap() {
-            zoo::ModelConfig::MetaState(config) => config.ffn,
+            zoo::AnyConfig::MetaState(config) => config.ffn,
             other => panic!("{other:?}"),
         };
         for settings in [[shift, preset], [preset, shift]] {

@@ -5,7 +5,7 @@ use rwkv7_core::{Rwkv7Config, config::ConfigError, layers::ChannelMixConfig};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use zoo::{Arch, ModelConfig};
+use zoo::{AnyConfig, Arch};
 
 /// The model's size: a published one by name, or dimensions; what is left out follows the official training script.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -77,7 +77,7 @@ impl ModelSpec {
     /// The configuration of the Meta-State layer.
     pub fn meta_state(&self) -> MetaStateConfig {
         let preset = match self.preset.as_deref().map(zoo::config) {
-            Some(Ok(ModelConfig::MetaState(preset))) => preset.ffn,
+            Some(Ok(AnyConfig::MetaState(preset))) => preset.ffn,
             _ => MetaStateConfig::practical(),
         };
         match &self.meta_state {
@@ -95,7 +95,7 @@ impl ModelSpec {
         &self,
         arch: Option<Arch>,
         tokenizer_vocab: usize,
-    ) -> Result<ModelConfig, ConfigError> {
+    ) -> Result<AnyConfig, ConfigError> {
         let preset = match &self.preset {
             Some(name) => Some(zoo::config(name)?),
             None => None,
@@ -125,7 +125,7 @@ impl ModelSpec {
             gate_rank: self.gate_rank.unwrap_or(base.gate_rank),
             ..base
         };
-        let of_preset = preset.as_ref().map(ModelConfig::arch);
+        let of_preset = preset.as_ref().map(AnyConfig::arch);
         if let (Some(Arch::Rwkv7), Some(Arch::MetaState), Some(name)) =
             (arch, of_preset, &self.preset)
         {
@@ -147,15 +147,15 @@ impl ModelSpec {
             }
             Arch::Rwkv7 => {
                 let preset = match &preset {
-                    Some(ModelConfig::Rwkv7(preset)) if preset.n_embd == n_embd => {
+                    Some(AnyConfig::Rwkv7(preset)) if preset.n_embd == n_embd => {
                         preset.ffn.ffn_size
                     }
                     _ => 4 * n_embd,
                 };
                 let ffn_size = self.ffn_size.unwrap_or(preset);
-                ModelConfig::Rwkv7(base.with_ffn(ChannelMixConfig { ffn_size }))
+                AnyConfig::Rwkv7(base.with_ffn(ChannelMixConfig { ffn_size }))
             }
-            Arch::MetaState => ModelConfig::MetaState(base.with_ffn(self.meta_state())),
+            Arch::MetaState => AnyConfig::MetaState(base.with_ffn(self.meta_state())),
         };
         config.validate().map_err(as_key)?;
         let vocab_size = config.base().vocab_size;

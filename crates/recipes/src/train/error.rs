@@ -11,7 +11,7 @@ use rwkv7_core::{
 use scaling::ScalingError;
 
 use super::checkpoints::Damaged;
-use zoo::{SourceError, model::TargetError};
+use zoo::{SourceError, TargetError};
 
 use crate::{data::DataError, recipe::RecipeError};
 

@@ -2,9 +2,10 @@
 
 use std::{collections::BTreeSet, path::Path};
 
+use crate::atomic;
 use serde_json::{Map, Value, json};
 use zoo::{
-    ModelConfig, atomic,
+    AnyConfig,
     run_folder::{CHECKPOINTS, complete},
 };
 
@@ -70,7 +71,7 @@ pub fn check_model(out: &Path, config: &Value) -> Result<(), TrainError> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(failed(error)),
     };
-    let before: ModelConfig = serde_json::from_str(&text).map_err(|error| failed(error.into()))?;
+    let before: AnyConfig = serde_json::from_str(&text).map_err(|error| failed(error.into()))?;
     let differences = differences(&json!(before), config, "");
     if differences.is_empty() {
         return Ok(());
@@ -82,7 +83,7 @@ pub fn check_model(out: &Path, config: &Value) -> Result<(), TrainError> {
 pub const START: &str = "start.json";
 
 /// What the run in `out` started from, once it has done an epoch.
-pub fn begun(out: &Path) -> Result<Option<ModelConfig>, TrainError> {
+pub fn begun(out: &Path) -> Result<Option<AnyConfig>, TrainError> {
     let path = out.join(START);
     if complete(&out.join(CHECKPOINTS)).is_empty() || !path.is_file() {
         return Ok(None);

@@ -20,10 +20,7 @@ use rwkv7_core::{Rwkv7, Rwkv7Config, checkpoint, layers::ChannelMixer, loss};
 use scaling::{Growable, Plan, Step, grow_model, grow_optimizer};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use zoo::{
-    ModelConfig,
-    model::{TargetError, changed, flops_per_token},
-};
+use zoo::{AnyConfig, TargetError, changed, flops_per_token};
 
 use super::{TrainError, folder::write_json, progress::say};
 use crate::{
@@ -107,8 +104,8 @@ fn target<S: Growable>(
         reason: error.to_string(),
     })?;
     let ffn_size = match &named {
-        ModelConfig::Rwkv7(config) => config.ffn.ffn_size,
-        ModelConfig::MetaState(config) => 4 * config.n_embd,
+        AnyConfig::Rwkv7(config) => config.ffn.ffn_size,
+        AnyConfig::MetaState(config) => 4 * config.n_embd,
     };
     let named = named.base();
     let size = Rwkv7Config {
@@ -429,7 +426,7 @@ mod tests {
                 let recipe = Recipe::load(name).unwrap();
                 let config = recipe.model.config(Some(arch), 256).unwrap();
                 let config = config.scaled_down(recipe.scale_down).unwrap();
-                let found = for_architecture!(ModelConfig, &config, config => {
+                let found = for_architecture!(AnyConfig, &config, config => {
                     let plans = plans(&recipe, config).unwrap();
                     let first = (config.n_layer, config.n_embd);
                     let grown = plans.iter().map(|plan| (plan.to.n_layer, plan.to.n_embd));

@@ -26,7 +26,7 @@ use burn::train::{
     },
 };
 use serde_json::Value;
-use zoo::atomic;
+use crate::atomic;
 
 use super::metrics;
 

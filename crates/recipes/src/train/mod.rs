@@ -44,7 +44,7 @@ use rwkv7_core::{
 };
 use scaling::Growable;
 use serde::Serialize;
-use zoo::{ModelConfig, Source, for_architecture, run_folder};
+use zoo::{AnyConfig, Source, for_architecture, run_folder};
 
 use crate::{
     data::{
@@ -144,7 +144,7 @@ pub fn train(
         (Some(_), Some(config)) => (config, None),
         (Some(start), None) => {
             let checkpoint = Source::find(Path::new(start))?.open()?;
-            let config = ModelConfig::of(&checkpoint)?;
+            let config = AnyConfig::of(&checkpoint)?;
             let found = config.base().vocab_size;
             if found < vocab_size {
                 return Err(TrainError::Vocabulary {
@@ -156,7 +156,7 @@ pub fn train(
             (config, Some(checkpoint))
         }
     };
-    for_architecture!(ModelConfig, config, config => {
+    for_architecture!(AnyConfig, config, config => {
         fit(recipe, config, start, tokenizer, out, device, options)
     })
 }

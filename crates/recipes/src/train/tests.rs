@@ -332,8 +332,7 @@ fn new_entries_alone_are_trained_if_asked() {
             };
             let (lossless, lift) = (scaling::Method::Lossless, scaling::Embedding::Lift);
             let plan = scaling::Plan::new(&from, &to, lossless, lift).unwrap();
-            let format = checkpoint::Format::Official;
-            scaling::grow(&source, &plan, grown, format, None, 0, |_, _| {}).unwrap();
+            scaling::Growth::new(&plan).run(source, grown).unwrap();
             let (before, after) = (tensors(grown), tensors(held));
             let (mut kept, mut moved) = (0, 0);
             for step in &plan.steps {
