@@ -37,10 +37,6 @@ enum Evaluation {
 
 impl RunData {
     /// Reads, and tokenizes if need be, the data of a recipe.
-    ///
-    /// # Errors
-    ///
-    /// [`DataError`] names the file and the place in it.
     pub fn new(recipe: &Recipe, tokenizer: Box<dyn Tokenizer>) -> Result<Self, DataError> {
         match recipe.task {
             Task::Reverse => Ok(Self::reverse(recipe)),
@@ -109,10 +105,6 @@ impl RunData {
     }
 
     /// Evaluates a trained model on all of the validation data.
-    ///
-    /// # Errors
-    ///
-    /// [`DataError`] if the text cannot be read.
     pub fn evaluate<M: ChannelMixer>(
         &self,
         recipe: &Recipe,

@@ -75,10 +75,6 @@ const GROWTH: &str = "growth";
 
 impl MetricsLog {
     /// Goes on with the file at `path`, or starts it.
-    ///
-    /// # Errors
-    ///
-    /// Those of the file system.
     pub fn open(path: &Path, steps: Steps) -> io::Result<Self> {
         let mut validation = BTreeMap::new();
         let kept = match std::fs::read_to_string(path) {
@@ -135,10 +131,6 @@ impl MetricsLog {
     }
 
     /// Writes the line of a growth.
-    ///
-    /// # Errors
-    ///
-    /// [`TrainError::File`].
     pub fn growth(&self, stage: &Stage) -> Result<(), TrainError> {
         let mut line = json!(stage);
         line["split"] = GROWTH.into();
@@ -148,10 +140,6 @@ impl MetricsLog {
     }
 
     /// The growths that the file tells of.
-    ///
-    /// # Errors
-    ///
-    /// [`TrainError::File`].
     pub fn growths(&self) -> Result<Vec<Stage>, TrainError> {
         let text = std::fs::read_to_string(&self.0.path).map_err(|source| self.error(source))?;
         let lines = text

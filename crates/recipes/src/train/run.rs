@@ -55,10 +55,6 @@ pub struct Run<'a, S: Growable> {
 
 impl<'a, S: Growable> Run<'a, S> {
     /// Checks model, growths and data, then makes the files of the run in its folder.
-    ///
-    /// # Errors
-    ///
-    /// [`TrainError`].
     pub fn prepare(
         recipe: &'a Recipe,
         config: Rwkv7Config<S>,
@@ -119,10 +115,6 @@ impl<'a, S: Growable> Run<'a, S> {
     }
 
     /// The model with its initial values or those of `start`, grown if that is due, with optimizer and schedule.
-    ///
-    /// # Errors
-    ///
-    /// [`TrainError`] if `start` cannot be read or the model cannot grow.
     pub fn build(
         &self,
         start: Option<Checkpoint>,
@@ -161,10 +153,6 @@ impl<'a, S: Growable> Run<'a, S> {
     }
 
     /// Trains to the last epoch; returns the model of that epoch, without autodiff, and the seconds.
-    ///
-    /// # Errors
-    ///
-    /// [`TrainError`] if training ended before.
     pub fn launch(
         &self,
         learner: Learner<LmStep<S::Layer>>,
@@ -251,10 +239,6 @@ impl<'a, S: Growable> Run<'a, S> {
     }
 
     /// Writes the model of the best epoch, evaluates it and writes the report; `last` is the model of the last epoch.
-    ///
-    /// # Errors
-    ///
-    /// [`TrainError`] if a file of the run cannot be read or written.
     pub fn report(&self, last: Rwkv7<S::Layer>, seconds: f64) -> Result<Report, TrainError> {
         let device = self.device.clone().inner();
         let config = self.growth.stages.last();

@@ -53,10 +53,6 @@ impl RunDir {
     }
 
     /// The epochs that the run has done; 0 for a new one.
-    ///
-    /// # Errors
-    ///
-    /// [`TrainError`] if a run of this recipe may not start, or go on, in the folder.
     pub fn epochs_done(&self, recipe: &Recipe, resume: bool) -> Result<usize, TrainError> {
         let path = self.0.clone();
         if !resume {
@@ -87,19 +83,11 @@ impl RunDir {
     }
 
     /// The configuration of the model that the run started from, if the recipe said `start`.
-    ///
-    /// # Errors
-    ///
-    /// [`TrainError::File`].
     pub fn started_from(&self) -> Result<Option<ModelConfig>, TrainError> {
         read_config(self.0.join(START))
     }
 
     /// Refuses to go on with a model that the recipe no longer means, as where a preset has changed since.
-    ///
-    /// # Errors
-    ///
-    /// [`TrainError::OtherRecipe`].
     pub fn check_model(&self, config: &Value) -> Result<(), TrainError> {
         let path = self.0.join(CONFIG);
         match read_config(path.clone())? {
@@ -110,10 +98,6 @@ impl RunDir {
     }
 
     /// Makes the folder, with the recipe and the model's configuration, and removes checkpoints that a killed run left half-done.
-    ///
-    /// # Errors
-    ///
-    /// [`TrainError::File`].
     pub fn begin(
         &self,
         recipe: &Recipe,
@@ -135,19 +119,11 @@ impl RunDir {
     }
 
     /// Writes the model's configuration.
-    ///
-    /// # Errors
-    ///
-    /// [`TrainError::File`].
     pub fn write_config(&self, config: &Value) -> Result<(), TrainError> {
         write_json(&self.0.join(CONFIG), config)
     }
 
     /// Writes the final evaluation.
-    ///
-    /// # Errors
-    ///
-    /// [`TrainError::File`].
     pub fn write_report(&self, report: &Value) -> Result<(), TrainError> {
         write_json(&self.0.join("report.json"), report)
     }

@@ -77,10 +77,6 @@ pub struct Grower<S: Growable> {
 
 impl<S: Growable> Grower<S> {
     /// The model after the growth that is due after `step` steps, if one is.
-    ///
-    /// # Errors
-    ///
-    /// [`TrainError`] if the model cannot grow or a file of the run cannot be written.
     pub fn grow(
         &self,
         step: usize,
@@ -122,10 +118,6 @@ impl<S: Growable> Grower<S> {
     }
 
     /// All stages, as measured.
-    ///
-    /// # Errors
-    ///
-    /// [`TrainError::File`].
     pub fn report(&self) -> Result<Vec<Stage>, TrainError> {
         let logged = self.log.growths()?;
         let measured = |stage: Stage| {

@@ -30,10 +30,6 @@ pub struct Stages<S: Growable> {
 
 impl<S: Growable> Stages<S> {
     /// Plans every growth of a recipe that starts with this configuration.
-    ///
-    /// # Errors
-    ///
-    /// [`TrainError::Target`] or [`TrainError::Growth`] for a growth that cannot be.
     pub fn new(recipe: &Recipe, start: Rwkv7Config<S>) -> Result<Self, TrainError> {
         let mut stages = Self {
             start,
