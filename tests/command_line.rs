@@ -609,7 +609,7 @@ fn a_saved_state_goes_on_with_the_next_token() {
     let path = golden("../../models/reverse-rwkv7/model.safetensors");
     let (config, network) = checkpoint::load(path.as_ref(), &device).unwrap();
     let state = network.zero_state(1, &device);
-    state.save(&dir.path("old.st"), &config).unwrap();
+    state.save(&dir.path("old.st"), &config, None).unwrap();
     let old = [
         "generate",
         "--model",

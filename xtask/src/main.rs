@@ -1,6 +1,8 @@
 //! Checks and measurements for people who work on this repository: `cargo xtask ci`, `cargo xtask bench`,
 //! `cargo xtask study`, `cargo xtask growth`.
 
+#![allow(clippy::print_stderr)]
+
 mod bench;
 mod study;
 

@@ -9,6 +9,7 @@ mod memory;
 use std::{error::Error, time::Instant};
 
 use burn::{
+    data::dataloader::batcher::Batcher,
     optim::GradientsAccumulator,
     tensor::{Device, Int, Tensor, TensorData},
     train::TrainStep,
@@ -16,8 +17,8 @@ use burn::{
 use clap::Parser;
 use meta_state::MetaStateConfig;
 use recipes::{
-    data::loader::Batch,
-    train::{StepSettings, Trainee},
+    data::batch::{LmBatcher, Sequence},
+    train::{LmStep, StepSettings},
 };
 use rwkv7_core::{
     MatmulPrecision, Rwkv7Config, config::ChannelMixerConfig, optimizer::OptimizerConfig,
@@ -56,7 +57,7 @@ struct Args {
     /// Measure this many tokens of generation, batch 1, instead of training.
     #[arg(long)]
     generate: Option<usize>,
-    /// `cargo bench` passes this flag.
+    /// What `cargo bench` passes.
     #[arg(long, hide = true)]
     bench: bool,
 }
@@ -121,25 +122,16 @@ fn train<S: ChannelMixerConfig>(
         diagnostics: false,
         precision,
     };
-    let mut model = Trainee::new(config.init(&device), settings);
+    let mut model = LmStep::new(config.init(&device)).with_settings(settings);
     let mut optimizer = OptimizerConfig::default().init();
     let mut seconds = Vec::new();
     for step in 0..args.warmup + args.steps {
         let ids: Vec<i32> = (0..args.batch * (args.time + 1))
             .map(|i| ((i * 7919 + step * 104_729) % 1_000_003 % args.vocab) as i32)
             .collect();
-        let rows = ids.chunks(args.time + 1);
-        let batch = Batch {
-            rows: args.batch,
-            inputs: rows
-                .clone()
-                .flat_map(|row| row[..args.time].to_vec())
-                .collect(),
-            targets: rows.flat_map(|row| row[1..].to_vec()).collect(),
-            mask: None,
-        };
+        let rows = ids.chunks(args.time + 1).map(Sequence::new).collect();
         let started = Instant::now();
-        let output = TrainStep::step(&model, batch.to_device(&device));
+        let output = TrainStep::step(&model, LmBatcher.batch(rows, &device));
         let mut grads = GradientsAccumulator::new();
         grads.accumulate(&model, output.grads);
         model = TrainStep::optimize(model, &mut optimizer, 1e-3.into(), grads.grads());
@@ -156,7 +148,7 @@ fn generate<S: ChannelMixerConfig>(
     tokens: usize,
     repetitions: usize,
 ) -> Result<Vec<f64>, Box<dyn Error + Send + Sync>> {
-    let model = config.init(device);
+    let model = config.init_seeded(device, 0);
     let mut seconds = Vec::new();
     for _ in 0..repetitions {
         let mut state = model.zero_state(1, device);

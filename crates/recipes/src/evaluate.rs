@@ -1,13 +1,21 @@
 //! Measuring a model on text.
 
-use std::{ops::Range, time::Instant};
+use std::{ops::Range, sync::Arc, time::Instant};
 
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::{
+    data::dataloader::{DataLoader, batcher::Batcher},
+    tensor::{Device, Int, Tensor, TensorData},
+};
 use rwkv7_core::{Rwkv7, layers::ChannelMixer, loss, tokenizer::Tokenizer};
 use serde::Serialize;
 
 use crate::data::{
-    DataError, loader::BatchSource, reverse::Reverse, tokens::TokenFile, windows::ValidationWindows,
+    DataError,
+    batch::{LmBatcher, Sequence},
+    loader::Loader,
+    reverse::Reverse,
+    tokens::TokenFile,
+    windows::ValidationWindows,
 };
 
 /// How well a model predicts a text.
@@ -39,16 +47,16 @@ pub fn windows<M: ChannelMixer>(
     (context, rows): (usize, usize),
     tokenizer: &dyn Tokenizer,
 ) -> Result<TextReport, DataError> {
-    let windows = ValidationWindows::new(tokens.clone(), range.clone(), context, rows)?;
+    let windows = ValidationWindows::new(tokens.clone(), range.clone(), context)?;
     let started = Instant::now();
+    let rest = windows.range().end - 1..range.end;
     let (mut sum, mut count) = (0.0, 0);
-    for step in 0..windows.batches() {
-        let batch = windows.batch(step).to_device(device);
+    for batch in Loader::validation(Arc::new(windows), rows, device).iter() {
+        let batch = batch?;
         count += batch.counted;
         let (logits, _) = model.forward(batch.inputs, None);
         sum += total_loss(logits, batch.targets);
     }
-    let rest = windows.range().end - 1..range.end;
     if rest.len() > 1 {
         let ids: Vec<i32> = tokens.ids(rest).map(|id| id as i32).collect();
         let (logits, _) = model.forward(row(&ids[..ids.len() - 1], device), None);
@@ -58,8 +66,8 @@ pub fn windows<M: ChannelMixer>(
     Ok(report(sum, count, tokens, range, tokenizer, started))
 }
 
-/// Evaluates a text from its first token to its last, the state carried on: what a recurrent model is used like. An
-/// end-of-text token stands before the first one.
+/// Evaluates a text from its first token to its last, the state carried on, as a recurrent model is used. An end-of-text
+/// token stands before the first one.
 ///
 /// # Errors
 ///
@@ -156,33 +164,32 @@ pub struct ReverseReport {
     pub answer_accuracy: f64,
     /// Numbers asked.
     pub numbers: usize,
-    /// A number and what the model makes of it.
+    /// A number and the model's answer.
     pub example: (String, String),
 }
 
-/// Asks for `steps` batches of held-out numbers.
+/// Asks for all numbers of the task, `rows` at a time.
 pub fn reverse<M: ChannelMixer>(
     model: &Rwkv7<M>,
     device: &Device,
     task: &Reverse,
-    steps: usize,
+    rows: usize,
 ) -> ReverseReport {
     let (mut digits, mut right_digits, mut right_answers) = (0, 0, 0);
     let mut example = (String::new(), String::new());
     let context = task.context();
-    for step in 0..steps {
-        let batch = task.batch(step);
-        let (logits, _) = model.forward(batch.to_device(device).inputs, None);
-        let best: Vec<i64> = logits.argmax(2).into_data().iter::<i64>().collect();
-        for row in 0..task.rows {
-            let number = task.number(step, row);
-            let answer = row * context + number.len() + 1..row * context + 2 * number.len() + 2;
-            let hits = answer
-                .clone()
-                .map(|i| best[i] == i64::from(batch.targets[i]));
-            let digit_hits = hits.clone().take(number.len()).filter(|&hit| hit).count();
+    for first in (0..task.numbers).step_by(rows) {
+        let numbers = first..(first + rows).min(task.numbers);
+        let numbers: Vec<Vec<u8>> = numbers.map(|index| task.number(index)).collect();
+        let items: Vec<Sequence> = numbers.iter().map(|number| task.sequence(number)).collect();
+        let batch = LmBatcher.batch(items.clone(), device);
+        let (logits, _) = model.forward(batch.inputs, None);
+        let best: Vec<i32> = logits.argmax(2).into_data().iter::<i32>().collect();
+        for ((number, item), best) in numbers.into_iter().zip(items).zip(best.chunks(context)) {
+            let answer = Reverse::answer(&number);
+            let hits = answer.clone().map(|i| best[i] == item.targets[i]);
             digits += number.len();
-            right_digits += digit_hits;
+            right_digits += hits.clone().take(number.len()).filter(|&hit| hit).count();
             right_answers += usize::from(hits.into_iter().all(|hit| hit));
             if number.len() > example.0.len() {
                 let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
@@ -191,11 +198,10 @@ pub fn reverse<M: ChannelMixer>(
             }
         }
     }
-    let numbers = steps * task.rows;
     ReverseReport {
         digit_accuracy: right_digits as f64 / digits as f64,
-        answer_accuracy: right_answers as f64 / numbers as f64,
-        numbers,
+        answer_accuracy: right_answers as f64 / task.numbers as f64,
+        numbers: task.numbers,
         example,
     }
 }

@@ -4,6 +4,8 @@
 //! cargo bench -p rwkv7-core --bench matmul
 //! ```
 
+#![allow(clippy::print_stderr)]
+
 use burn::tensor::{Device, Distribution, Tensor};
 use divan::{Bencher, counter::ItemsCount};
 use rwkv7_core::MatmulPrecision;

@@ -9,13 +9,13 @@
 //! Source: `RWKV-v7/train_temp/src/model.py`, `configure_optimizers`.
 
 use burn::{
-    module::ParamGroup,
-    optim::{AdamWConfig, AdamWState, LearningRate, ModuleOptimizer, Optimizer},
+    module::{Module, ModuleVisitor, Param, ParamGroup},
+    optim::{AdamWConfig, AdamWState, GradientsParams, LearningRate, ModuleOptimizer, Optimizer},
     tensor::{Device, Tensor},
 };
 use serde::{Deserialize, Serialize};
 
-use crate::ops;
+use crate::{Rwkv7, layers::ChannelMixer, ops};
 
 pub use crate::ops::sum_of_squares;
 
@@ -121,6 +121,59 @@ impl Optimizer for AdamW {
     }
 }
 
+/// Scales gradients down to a global norm of `largest`; returns the norm before, `[1]`. Nothing is read from the device.
+///
+/// burn-optim clips each tensor by itself; RWKV-7 is trained with one norm over all parameters. A norm that is not a number
+/// clips nothing.
+pub fn clip_global_norm<M: ChannelMixer>(
+    model: &Rwkv7<M>,
+    gradients: &mut GradientsParams,
+    largest: f64,
+) -> Tensor<1> {
+    struct Squares<'a> {
+        gradients: &'a GradientsParams,
+        sum: Option<Tensor<1>>,
+    }
+    impl ModuleVisitor for Squares<'_> {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            if let Some(gradient) = self.gradients.get::<D>(param.id) {
+                let square = sum_of_squares(gradient);
+                self.sum = Some(match self.sum.take() {
+                    Some(sum) => sum + square,
+                    None => square,
+                });
+            }
+        }
+    }
+    struct Scale<'a> {
+        gradients: &'a mut GradientsParams,
+        factor: Tensor<1>,
+    }
+    impl ModuleVisitor for Scale<'_> {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            if let Some(gradient) = self.gradients.remove::<D>(param.id) {
+                let scaled = gradient * self.factor.clone().reshape([1; D]);
+                self.gradients.register(param.id, scaled);
+            }
+        }
+    }
+    let mut squares = Squares {
+        gradients,
+        sum: None,
+    };
+    model.visit(&mut squares);
+    let norm = match squares.sum {
+        Some(sum) => sum.sqrt(),
+        None => Tensor::zeros([1], &model.head.weight.lazy_device().inner()),
+    };
+    let factor = (norm.clone() + 1e-6)
+        .recip()
+        .mul_scalar(largest)
+        .clamp_max(1.0);
+    model.visit(&mut Scale { gradients, factor });
+    norm
+}
+
 /// Parameters with weight decay: those that are called `weight`, which are the embedding and the linear layers (norms have `gamma`),
 /// and those that are called `W_…`, which are the matrices of other channel mixers.
 pub fn matrices() -> ParamGroup {
@@ -134,12 +187,6 @@ pub fn decay_bias() -> ParamGroup {
 
 #[cfg(test)]
 mod tests {
-    use burn::{
-        module::{ModuleVisitor, Param},
-        optim::GradientsParams,
-        tensor::{Device, Tensor},
-    };
-
     use super::*;
     use crate::{Rwkv7Config, Rwkv7Lm};
 
@@ -152,7 +199,7 @@ mod tests {
             }
         }
         let mut zeros = Zeros(GradientsParams::new());
-        burn::module::Module::visit(model, &mut zeros);
+        model.visit(&mut zeros);
         zeros.0
     }
 
@@ -172,7 +219,7 @@ mod tests {
             }
         }
         let mut sums = Sums(Vec::new(), Vec::new());
-        burn::module::Module::visit(model, &mut sums);
+        model.visit(&mut sums);
         sums.1
     }
 

@@ -10,6 +10,7 @@ use burn_store::{bridge, burn_pack};
 use rwkv7_core::{
     Rwkv7,
     checkpoint::{self, Checkpoint},
+    init::random::named_seed,
 };
 
 use crate::{

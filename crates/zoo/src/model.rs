@@ -11,7 +11,7 @@ use rwkv7_core::{
     layers::ChannelMixConfig,
 };
 
-use crate::{Arch, config::arch_of, for_architecture};
+use crate::{Arch, config::arch_of, for_architecture, run_folder};
 
 /// A model of one architecture with its configuration.
 #[derive(Debug)]

@@ -9,7 +9,7 @@ use rwkv7_core::checkpoint::{Checkpoint, CheckpointError};
 
 use crate::{
     entries::{Entry, find, trained},
-    run_folder::{RECIPE, beside, unfinished},
+    run_folder::{self, RECIPE, beside, unfinished},
 };
 
 /// Where a model comes from.

@@ -19,8 +19,8 @@ use crate::{
 
 use super::report;
 
-/// Numbers in a batch, and the number of batches, of task `reverse`.
-const NUMBERS: (usize, usize) = (64, 8);
+/// Numbers of task `reverse`, and how many of them are asked at a time.
+const NUMBERS: (usize, usize) = (512, 64);
 
 /// Measures the model.
 pub fn run(args: Eval) -> Outcome {
@@ -69,16 +69,16 @@ fn perplexity(args: &Eval, source: &Source, model: &AnyModel, device: &Device) -
 fn reverse(args: &Eval, source: &Source, model: &AnyModel, device: &Device) -> Outcome {
     source.tokenizer(Some("byte"), model.vocab_size())?;
     let digits = usize::from(args.digits);
-    let (rows, batches) = NUMBERS;
+    let (numbers, rows) = NUMBERS;
     let task = Reverse {
         min_digits: digits,
         max_digits: digits,
-        rows,
+        numbers,
         seed: 0,
         held_out: true,
     };
     let result = for_architecture!(AnyModel, model, model => {
-        evaluate::reverse(&model.network, device, &task, batches)
+        evaluate::reverse(&model.network, device, &task, rows)
     });
     let object = json!({
         "task": "reverse", "model": args.model, "digits": digits, "numbers": result.numbers,

@@ -126,8 +126,7 @@ fn grow<S: Growable>(
         let zero = plan.from.init(&device).zero_state(1, &device);
         let (state, unread) = zero.load(from, &plan.from)?;
         let plan = &plan;
-        growth = growth
-            .alongside(move || Ok(plan.grow_state(state).save(to, &plan.to, unread)?));
+        growth = growth.alongside(move || Ok(plan.grow_state(state).save(to, &plan.to, unread)?));
     }
     growth = match &args.text {
         _ if args.no_verify => growth,

@@ -1,6 +1,34 @@
-//! From files to batches: [`source`] reads documents, [`tokens`] keeps them as a memory-mapped file of token ids,
-//! [`windows`] and [`reverse`] make batches of them, [`loader`] hands these to burn-train.
+//! From files to batches.
+//!
+//! | module | |
+//! |---|---|
+//! | [`source`] | reads the documents in text files |
+//! | [`tokens`] | keeps a corpus as a memory-mapped file of token ids |
+//! | [`windows`] | datasets: windows of a token file |
+//! | [`reverse`] | dataset: numbers and their digits backwards |
+//! | [`batch`] | an item of these datasets, and the batcher |
+//! | [`loader`] | a data loader that goes on at any step |
+//!
+//! The datasets implement [`Dataset`](burn::data::dataset::Dataset), so that Burn's own loaders take them too:
+//!
+//! ```
+//! use burn::{data::dataloader::DataLoaderBuilder, tensor::Device};
+//! use metastate_recipes::data::{batch::LmBatcher, reverse::Reverse};
+//!
+//! let task = Reverse { min_digits: 1, max_digits: 5, numbers: 20, seed: 0, held_out: false };
+//! let loader = DataLoaderBuilder::new(LmBatcher)
+//!     .batch_size(8)
+//!     .shuffle(1)
+//!     .set_device(Device::flex())
+//!     .build(task);
+//! for batch in loader.iter() {
+//!     let batch = batch?;
+//!     assert_eq!(batch.inputs.dims()[1], task.context());
+//! }
+//! # Ok::<(), burn::data::dataset::DatasetError>(())
+//! ```
 
+pub mod batch;
 pub mod loader;
 pub mod reverse;
 pub mod source;
@@ -9,6 +37,7 @@ pub mod windows;
 
 use std::path::PathBuf;
 
+use burn::data::dataset::DatasetError;
 use rwkv7_core::tokenizer::TokenizerError;
 
 /// Text or tokens that cannot be used. Every message names the file and what to do.
@@ -67,7 +96,7 @@ pub enum DataError {
         path: PathBuf,
         /// Line number from 1.
         line: usize,
-        /// What is wrong.
+        /// The reason.
         reason: String,
     },
     /// The tokenizer failed or gave an id beyond its vocabulary.
@@ -83,7 +112,7 @@ pub enum DataError {
     Damaged {
         /// The token file.
         path: PathBuf,
-        /// What is wrong.
+        /// The reason.
         reason: String,
     },
     /// Too little text for one window.
@@ -98,6 +127,9 @@ pub enum DataError {
         /// Tokens a window needs, less one.
         context: usize,
     },
+    /// A dataset that did not give an item.
+    #[error("the dataset failed")]
+    Dataset(#[from] DatasetError),
 }
 
 /// Mixes 64 bits thoroughly (SplitMix64's finaliser): randomness as a function of position, with no state to save.

@@ -1,13 +1,14 @@
 //! The task of RWKV-LM's small demo: write the digits of a number backwards.
 //!
-//! A row is `\0 1 2 3 , 3 2 1 \0` in bytes, 0 being the byte tokenizer's end of text, so that a trained model answers the
+//! A sequence is `\0 1 2 3 , 3 2 1 \0` in bytes, 0 being the byte tokenizer's end of text, so that a trained model answers the
 //! prompt `123,` and stops. Loss and accuracy count the answer only: the reversed digits and the end. One number in 16
 //! is held out of training, by a hash of its digits; validation asks for those alone.
 
-use super::{
-    loader::{Batch, BatchSource},
-    mix,
-};
+use std::ops::Range;
+
+use burn::data::dataset::{Dataset, DatasetError};
+
+use super::{batch::Sequence, mix};
 
 /// Separates number and answer.
 const SEPARATOR: u8 = b',';
@@ -19,8 +20,8 @@ pub struct Reverse {
     pub min_digits: usize,
     /// Digits of the longest number.
     pub max_digits: usize,
-    /// Rows a batch.
-    pub rows: usize,
+    /// How many numbers.
+    pub numbers: usize,
     /// Seed of the numbers.
     pub seed: u64,
     /// Whether to draw held-out numbers instead of the others.
@@ -33,9 +34,9 @@ impl Reverse {
         2 * self.max_digits + 2
     }
 
-    /// The number in a row of a step.
-    pub fn number(&self, step: usize, row: usize) -> Vec<u8> {
-        let mut state = mix(self.seed ^ mix((step * self.rows + row) as u64));
+    /// Number `index`, as digits.
+    pub fn number(&self, index: usize) -> Vec<u8> {
+        let mut state = mix(self.seed ^ mix(index as u64));
         let mut next = |below: u64| {
             state = mix(state);
             state % below
@@ -49,6 +50,29 @@ impl Reverse {
             }
         }
     }
+
+    /// A number, the separator and the answer, of which the answer alone counts.
+    pub fn sequence(&self, number: &[u8]) -> Sequence {
+        let context = self.context();
+        let mut bytes = vec![0];
+        bytes.extend_from_slice(number);
+        bytes.push(SEPARATOR);
+        bytes.extend(number.iter().rev());
+        // The end of the answer, then padding with the same byte.
+        bytes.resize(context + 1, 0);
+        let ids: Vec<i32> = bytes.into_iter().map(i32::from).collect();
+        let answer = Self::answer(number);
+        let counts = |t| if answer.contains(&t) { 1.0 } else { 0.0 };
+        Sequence {
+            mask: Some((0..context).map(counts).collect()),
+            ..Sequence::new(&ids)
+        }
+    }
+
+    /// Where the answer stands among the targets: the reversed digits and the end.
+    pub fn answer(number: &[u8]) -> Range<usize> {
+        number.len() + 1..2 * number.len() + 2
+    }
 }
 
 /// Whether a number is kept for validation. Short ones, of which there are few, are all trained on.
@@ -59,36 +83,14 @@ fn is_held_out(number: &[u8]) -> bool {
     number.len() >= 3 && hash.is_multiple_of(16)
 }
 
-impl BatchSource for Reverse {
-    fn batch(&self, step: usize) -> Batch {
-        let context = self.context();
-        let mut batch = Batch {
-            rows: self.rows,
-            inputs: Vec::with_capacity(self.rows * context),
-            targets: Vec::with_capacity(self.rows * context),
-            mask: Some(Vec::with_capacity(self.rows * context)),
-        };
-        for row in 0..self.rows {
-            let number = self.number(step, row);
-            let mut bytes = vec![0];
-            bytes.extend_from_slice(&number);
-            bytes.push(SEPARATOR);
-            bytes.extend(number.iter().rev());
-            // The end of the answer, then padding with the same byte.
-            bytes.resize(context + 1, 0);
-            batch
-                .inputs
-                .extend(bytes[..context].iter().map(|&b| i32::from(b)));
-            batch
-                .targets
-                .extend(bytes[1..].iter().map(|&b| i32::from(b)));
-            let answer = number.len() + 1..2 * number.len() + 2;
-            let counts = |t| if answer.contains(&t) { 1.0 } else { 0.0 };
-            if let Some(mask) = &mut batch.mask {
-                mask.extend((0..context).map(counts));
-            }
-        }
-        batch
+impl Dataset<Sequence> for Reverse {
+    fn get(&self, index: usize) -> Result<Sequence, DatasetError> {
+        assert!(index < self.numbers, "number {index} of {}", self.numbers);
+        Ok(self.sequence(&self.number(index)))
+    }
+
+    fn len(&self) -> usize {
+        self.numbers
     }
 }
 
@@ -100,32 +102,32 @@ mod tests {
     const TASK: Reverse = Reverse {
         min_digits: 1,
         max_digits: 5,
-        rows: 40,
+        numbers: 2000,
         seed: 3,
         held_out: false,
     };
 
     #[test]
     fn the_counted_targets_are_the_number_backwards_and_the_end() {
-        let batch = TASK.batch(2);
-        let context = TASK.context();
-        let mask = batch.mask.unwrap();
-        for row in 0..TASK.rows {
-            let number = TASK.number(2, row);
-            let span = row * context..(row + 1) * context;
-            let answer: Vec<u8> = span
-                .clone()
-                .filter(|&i| mask[i] > 0.0)
-                .map(|i| batch.targets[i] as u8)
-                .collect();
+        for index in 80..120 {
+            let number = TASK.number(index);
+            let Sequence {
+                inputs,
+                targets,
+                mask,
+            } = TASK.get(index).unwrap();
+            let counts = mask.unwrap();
+            let counted = targets
+                .iter()
+                .zip(&counts)
+                .filter(|(_, counts)| **counts > 0.0);
+            let answer: Vec<u8> = counted.map(|(&byte, _)| byte as u8).collect();
             let expected: Vec<u8> = number.iter().rev().copied().chain([0]).collect();
             assert_eq!(answer, expected);
-            let asked: Vec<u8> = batch.inputs[span]
-                .iter()
-                .map(|&b| b as u8)
-                .take(number.len() + 2)
-                .collect();
+            let asked = inputs.iter().take(number.len() + 2);
+            let asked: Vec<u8> = asked.map(|&byte| byte as u8).collect();
             assert_eq!(asked, [&[0], number.as_slice(), &[SEPARATOR]].concat());
+            assert_eq!(inputs.len(), TASK.context());
         }
     }
 
@@ -136,9 +138,7 @@ mod tests {
             ..TASK
         };
         let numbers = |task: Reverse| -> std::collections::HashSet<Vec<u8>> {
-            (0..50)
-                .flat_map(|step| (0..40).map(move |row| task.number(step, row)))
-                .collect()
+            (0..task.numbers).map(|index| task.number(index)).collect()
         };
         let (trained, kept) = (numbers(TASK), numbers(held_out));
         assert!(trained.is_disjoint(&kept));

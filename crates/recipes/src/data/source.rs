@@ -13,10 +13,10 @@ use super::DataError;
 /// that would span such a split is lost.
 const PIECE: usize = 1 << 20;
 
-/// What some editors write at the start of a UTF-8 file.
+/// Some editors write this at the start of a UTF-8 file.
 const BYTE_ORDER_MARK: char = '\u{feff}';
 
-/// What a source hands on.
+/// A part of a document.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Piece<'a> {
     /// Text of the current document.
@@ -29,7 +29,7 @@ pub enum Piece<'a> {
 ///
 /// # Errors
 ///
-/// [`DataError::Read`] for what is not there, [`DataError::NoText`] for a folder without text.
+/// [`DataError::Read`] for a file that is not there, [`DataError::NoText`] for a folder without text.
 pub fn files(paths: &[PathBuf]) -> Result<Vec<PathBuf>, DataError> {
     let mut found = Vec::new();
     for path in paths {

@@ -1,16 +1,18 @@
 //! A corpus as token ids in a memory-mapped file, made once and used by every later run.
 
 use std::{
+    cell::Cell,
     fs::File,
     io::{Seek, SeekFrom, Write},
     ops::Range,
     path::{Path, PathBuf},
     sync::Arc,
+    time::{Duration, Instant},
 };
 
-use indicatif::{ProgressBar, ProgressStyle};
 use memmap2::Mmap;
 use rwkv7_core::tokenizer::{Tokenizer, TokenizerError};
+
 use crate::atomic;
 
 use super::{
@@ -23,6 +25,9 @@ const MAGIC: &[u8; 8] = b"RWKVTOK1";
 /// Magic, bytes per id, CRC-32 of the ids, number of ids; little-endian. The ids follow.
 const HEADER: usize = 8 + 4 + 4 + 8;
 
+/// Time between two log lines that say how far tokenizing is.
+const INTERVAL: Duration = Duration::from_secs(5);
+
 /// Token ids, read where they lie on disk. Every document ends with the end-of-text token.
 #[derive(Clone)]
 pub struct TokenFile {
@@ -30,7 +35,7 @@ pub struct TokenFile {
     width: usize,
 }
 
-/// What to tokenize.
+/// Text files and the tokenizer for them.
 pub struct Corpus<'a> {
     /// Files and folders.
     pub paths: &'a [PathBuf],
@@ -38,13 +43,13 @@ pub struct Corpus<'a> {
     pub text_field: &'a str,
     /// Makes the ids.
     pub tokenizer: &'a dyn Tokenizer,
-    /// What the user calls the tokenizer; part of the file's identity.
+    /// The user's name for the tokenizer; part of the file's identity.
     pub tokenizer_name: &'a str,
 }
 
 impl Corpus<'_> {
-    /// The corpus as ids: from the cache if it is there and whole, else tokenized now, with a progress bar on standard
-    /// error.
+    /// The corpus as ids: from the cache if it is there and whole, else tokenized now. A log line every few seconds says how
+    /// far it is.
     ///
     /// # Errors
     ///
@@ -55,7 +60,7 @@ impl Corpus<'_> {
         if path.is_file() {
             match TokenFile::open(&path) {
                 Err(DataError::Damaged { reason, .. }) => {
-                    eprintln!("{}: {reason}; tokenizing again", path.display());
+                    log::warn!("{}: {reason}; tokenizing again", path.display());
                 }
                 other => return other,
             }
@@ -93,7 +98,7 @@ impl Corpus<'_> {
         }
     }
 
-    /// Names, sizes and times of the files, and the tokenizer with what it makes of a sample.
+    /// Names, sizes and times of the files, and the tokenizer with its ids of a sample.
     fn fingerprint(&self, files: &[PathBuf]) -> Result<u64, DataError> {
         let mut hash = crc32fast::Hasher::new();
         let mut second = crc32fast::Hasher::new_with_initial(0x5eed);
@@ -136,42 +141,36 @@ impl Corpus<'_> {
     }
 
     fn write(&self, files: &[PathBuf], out: &mut Writer) -> Result<(), WriteError> {
-        let total = files
-            .iter()
-            .filter_map(|f| f.metadata().ok())
-            .map(|m| m.len())
-            .sum();
-        let style = ProgressStyle::with_template("tokenizing {bar:40} {bytes}/{total_bytes} {eta}");
-        let bar = ProgressBar::new(total)
-            .with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+        let sizes = files.iter().filter_map(|file| file.metadata().ok());
+        let total: u64 = sizes.map(|metadata| metadata.len()).sum();
+        let (done, logged) = (Cell::new(0), Cell::new(Instant::now()));
+        let progress = |bytes: u64| {
+            done.set(done.get() + bytes);
+            if logged.get().elapsed() >= INTERVAL {
+                logged.set(Instant::now());
+                let [done, total] = [done.get(), total].map(|bytes| bytes as f64 / 1e6);
+                log::info!("tokenizing: {done:.1} of {total:.1} MB");
+            }
+        };
         let vocab_size = self.tokenizer.vocab_size();
         let end = self.tokenizer.end_of_text();
         for file in files {
-            source::read(
-                file,
-                self.text_field,
-                &|bytes| bar.inc(bytes),
-                &mut |piece| {
-                    let tokenizer_error = |source| DataError::Tokenizer {
-                        path: file.clone(),
-                        source,
-                    };
-                    let ids = match piece {
-                        Piece::Text(text) => {
-                            self.tokenizer.encode(text).map_err(tokenizer_error)?
-                        }
-                        Piece::End => vec![end],
-                    };
-                    if let Some(&id) = ids.iter().find(|&&id| id as usize >= vocab_size) {
-                        return Err(
-                            tokenizer_error(TokenizerError::UnknownId { id, vocab_size }).into(),
-                        );
-                    }
-                    out.push(&ids).map_err(WriteError::Io)
-                },
-            )?;
+            source::read(file, self.text_field, &progress, &mut |piece| {
+                let tokenizer_error = |source| DataError::Tokenizer {
+                    path: file.clone(),
+                    source,
+                };
+                let ids = match piece {
+                    Piece::Text(text) => self.tokenizer.encode(text).map_err(tokenizer_error)?,
+                    Piece::End => vec![end],
+                };
+                if let Some(&id) = ids.iter().find(|&&id| id as usize >= vocab_size) {
+                    let error = TokenizerError::UnknownId { id, vocab_size };
+                    return Err(tokenizer_error(error).into());
+                }
+                out.push(&ids).map_err(WriteError::Io)
+            })?;
         }
-        bar.finish_and_clear();
         Ok(())
     }
 }

@@ -1,15 +1,11 @@
-//! Windows of a token file as batches.
+//! Windows of a token file as datasets.
 
 use std::ops::Range;
 
+use burn::data::dataset::{Dataset, DatasetError};
 use serde::{Deserialize, Serialize};
 
-use super::{
-    DataError,
-    loader::{Batch, BatchSource},
-    mix,
-    tokens::TokenFile,
-};
+use super::{DataError, batch::Sequence, mix, tokens::TokenFile};
 
 /// How training windows are drawn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,18 +17,19 @@ pub enum Sampling {
     MagicPrime,
 }
 
-/// Training windows of `context` tokens and the token after each.
+/// Training windows of `context` tokens, each with the token after it, in the order in which a run takes them.
+#[derive(Clone)]
 pub struct TrainingWindows {
     tokens: TokenFile,
     range: Range<usize>,
     context: usize,
-    rows: usize,
+    windows: usize,
     seed: u64,
     prime: Option<u64>,
 }
 
 impl TrainingWindows {
-    /// Windows of the part `range` of a token file, `rows` a batch.
+    /// `windows` windows of the part `range` of a token file. A longer run begins with the windows of a shorter one.
     ///
     /// # Errors
     ///
@@ -41,7 +38,7 @@ impl TrainingWindows {
         tokens: TokenFile,
         range: Range<usize>,
         context: usize,
-        rows: usize,
+        windows: usize,
         seed: u64,
         sampling: Sampling,
     ) -> Result<Self, DataError> {
@@ -61,7 +58,7 @@ impl TrainingWindows {
             tokens,
             range,
             context,
-            rows,
+            windows,
             seed,
             prime,
         })
@@ -76,35 +73,36 @@ impl TrainingWindows {
     }
 }
 
-impl BatchSource for TrainingWindows {
-    fn batch(&self, step: usize) -> Batch {
-        let starts = (0..self.rows).map(|row| self.start((step * self.rows + row) as u64));
-        windows(&self.tokens, starts, self.context)
+impl Dataset<Sequence> for TrainingWindows {
+    fn get(&self, index: usize) -> Result<Sequence, DatasetError> {
+        assert!(index < self.windows, "window {index} of {}", self.windows);
+        Ok(window(&self.tokens, self.start(index as u64), self.context))
+    }
+
+    fn len(&self) -> usize {
+        self.windows
     }
 }
 
-/// The windows of a part one after another, without overlap: every window once. What is left at the end, shorter than a
+/// The windows of a part one after another, without overlap: every window once. The rest at the end, shorter than a
 /// window, is not used.
+#[derive(Clone)]
 pub struct ValidationWindows {
     tokens: TokenFile,
     range: Range<usize>,
     context: usize,
-    rows: usize,
-    stride: usize,
+    windows: usize,
+    /// Windows taken in a row, and windows from the start of one row to the next.
+    runs: (usize, usize),
 }
 
 impl ValidationWindows {
-    /// Windows of the part `range` of a token file, at most `rows` a batch.
+    /// Windows of the part `range` of a token file.
     ///
     /// # Errors
     ///
     /// [`DataError::TooShort`] if the part does not hold a window.
-    pub fn new(
-        tokens: TokenFile,
-        range: Range<usize>,
-        context: usize,
-        rows: usize,
-    ) -> Result<Self, DataError> {
+    pub fn new(tokens: TokenFile, range: Range<usize>, context: usize) -> Result<Self, DataError> {
         if range.len() <= context {
             return Err(DataError::TooShort {
                 part: "validation",
@@ -117,58 +115,47 @@ impl ValidationWindows {
             tokens,
             range,
             context,
-            rows: rows.min(windows),
-            stride: 1,
+            windows,
+            runs: (windows, windows),
         })
     }
 
-    /// Number of batches: all but the last are full, and all windows are in one of them.
-    pub fn batches(&self) -> usize {
-        self.windows().div_ceil(self.rows).div_ceil(self.stride)
+    /// Only about this many batches of `rows` windows, spread over the whole part.
+    pub fn at_most(self, batches: usize, rows: usize) -> Self {
+        let whole = self.windows.div_ceil(rows);
+        let stride = whole.div_ceil(batches.max(1)) * rows;
+        let before = (self.windows.div_ceil(stride) - 1) * stride;
+        let last = (self.windows - before).min(rows);
+        Self {
+            windows: before / stride * rows + last,
+            runs: (rows, stride),
+            ..self
+        }
     }
 
-    /// Only about this many batches, spread over the whole part.
-    pub fn at_most(mut self, batches: usize) -> Self {
-        self.stride = self.windows().div_ceil(self.rows).div_ceil(batches.max(1));
-        self
-    }
-
-    /// The windows' tokens, of which all but the first are targets.
+    /// The tokens of all windows, of which all but the first are targets.
     pub fn range(&self) -> Range<usize> {
-        self.range.start..self.range.start + self.windows() * self.context + 1
-    }
-
-    fn windows(&self) -> usize {
-        (self.range.len() - 1) / self.context
+        let windows = (self.range.len() - 1) / self.context;
+        self.range.start..self.range.start + windows * self.context + 1
     }
 }
 
-impl BatchSource for ValidationWindows {
-    fn batch(&self, step: usize) -> Batch {
-        let first = step * self.stride * self.rows;
-        let last = (first + self.rows).min(self.windows());
-        let starts = (first..last).map(|window| self.range.start + window * self.context);
-        windows(&self.tokens, starts, self.context)
+impl Dataset<Sequence> for ValidationWindows {
+    fn get(&self, index: usize) -> Result<Sequence, DatasetError> {
+        assert!(index < self.windows, "window {index} of {}", self.windows);
+        let (run, stride) = self.runs;
+        let start = (index / run * stride + index % run) * self.context;
+        Ok(window(&self.tokens, self.range.start + start, self.context))
+    }
+
+    fn len(&self) -> usize {
+        self.windows
     }
 }
 
-fn windows(tokens: &TokenFile, starts: impl Iterator<Item = usize>, context: usize) -> Batch {
-    let (mut inputs, mut targets, mut rows) = (Vec::new(), Vec::new(), 0);
-    for start in starts {
-        let ids: Vec<i32> = tokens
-            .ids(start..start + context + 1)
-            .map(|id| id as i32)
-            .collect();
-        inputs.extend_from_slice(&ids[..context]);
-        targets.extend_from_slice(&ids[1..]);
-        rows += 1;
-    }
-    Batch {
-        rows,
-        inputs,
-        targets,
-        mask: None,
-    }
+fn window(tokens: &TokenFile, start: usize, context: usize) -> Sequence {
+    let ids = tokens.ids(start..start + context + 1).map(|id| id as i32);
+    Sequence::new(&ids.collect::<Vec<_>>())
 }
 
 /// The largest prime p = 2 (mod 3) below `tokens / context - 1`: modulo such a prime, cubing is a permutation.
@@ -199,7 +186,7 @@ mod tests {
     use crate::data::tokens::Corpus;
     use rwkv7_core::tokenizer::ByteTokenizer;
 
-    /// Reference `rwkv7.md` 3.4: the primes of the official MiniPile run.
+    /// The primes of the official MiniPile run.
     #[test]
     fn magic_primes_of_the_official_runs() {
         for (context, prime) in [
@@ -243,31 +230,57 @@ mod tests {
     }
 
     #[test]
-    fn targets_follow_inputs_and_steps_repeat() {
-        let windows = TrainingWindows::new(text(1000), 0..900, 8, 3, 1, Sampling::Random).unwrap();
-        let batch = windows.batch(17);
-        assert_eq!(batch, windows.batch(17));
-        assert_ne!(batch, windows.batch(18));
-        for row in 0..3 {
-            let row = row * 8..(row + 1) * 8;
-            assert_eq!(batch.inputs[row.clone()][1..], batch.targets[row][..7]);
+    fn targets_follow_inputs_and_longer_runs_begin_like_shorter_ones() {
+        for sampling in [Sampling::Random, Sampling::MagicPrime] {
+            let windows = |windows| {
+                TrainingWindows::new(text(1000), 0..900, 8, windows, 1, sampling).unwrap()
+            };
+            let (short, long) = (windows(60), windows(200));
+            let items: Vec<Sequence> = short.iter().map(Result::unwrap).collect();
+            assert_eq!(items.len(), 60);
+            for (index, item) in items.iter().enumerate() {
+                assert_eq!(long.get(index).unwrap(), *item);
+                assert_eq!(item.inputs[1..], item.targets[..7]);
+            }
+            assert_ne!(items[17], items[18]);
         }
+    }
+
+    fn targets(windows: &ValidationWindows) -> Vec<i32> {
+        windows
+            .iter()
+            .flat_map(|item| item.unwrap().targets)
+            .collect()
     }
 
     #[test]
     fn validation_covers_every_window_once() {
-        let windows = ValidationWindows::new(text(1000), 100..205, 8, 4).unwrap();
-        assert_eq!(windows.batches(), 4);
-        let targets: Vec<i32> = (0..4)
-            .flat_map(|step| windows.batch(step).targets)
-            .collect();
+        let windows = ValidationWindows::new(text(1000), 100..205, 8).unwrap();
         let expected: Vec<i32> = (101..205).map(|i| i32::from(b'a') + i % 26).collect();
-        assert_eq!(targets, expected);
+        assert_eq!(targets(&windows), expected);
         assert_eq!(windows.range(), 100..205);
-        let error = ValidationWindows::new(text(20), 0..8, 8, 1)
-            .err()
-            .unwrap()
-            .to_string();
-        assert!(error.contains("8 tokens"), "{error}");
+        let error = ValidationWindows::new(text(20), 0..8, 8).err().unwrap();
+        assert!(error.to_string().contains("8 tokens"), "{error}");
+    }
+
+    #[test]
+    fn fewer_validation_batches_are_spread_over_the_text() {
+        let windows = ValidationWindows::new(text(1000), 100..205, 8).unwrap();
+        let expected = targets(&windows);
+        // 13 windows are 7 batches of 2, of which at most 4, 3, 2 or 1 are wanted.
+        for (batches, starts) in [
+            (9, vec![0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]),
+            (4, vec![0, 1, 4, 5, 8, 9, 12]),
+            (3, vec![0, 1, 6, 7, 12]),
+            (2, vec![0, 1, 8, 9]),
+            (1, vec![0, 1]),
+        ] {
+            let found = targets(&windows.clone().at_most(batches, 2));
+            let expected: Vec<i32> = starts
+                .iter()
+                .flat_map(|start| expected[8 * start..8 * start + 8].to_vec())
+                .collect();
+            assert_eq!(found, expected, "{batches}");
+        }
     }
 }

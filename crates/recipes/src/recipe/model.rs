@@ -1,4 +1,4 @@
-//! A model's size as recipes give it.
+//! A model's size as recipes give it: the differences from a preset or from the official training script.
 
 use meta_state::MetaStateConfig;
 use rwkv7_core::{Rwkv7Config, config::ConfigError, layers::ChannelMixConfig};
@@ -7,10 +7,11 @@ use serde_json::{Map, Value, json};
 
 use zoo::{AnyConfig, Arch};
 
-/// The model's size: a published one by name, or dimensions; what is left out follows the official training script.
+/// The model's size: a published one by name, or dimensions. Dimensions that are left out follow the official training
+/// script.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct ModelSpec {
+pub struct ModelOverrides {
     /// A published size such as `world-0.1b`; the other fields override its parts.
     pub preset: Option<String>,
     /// Vocabulary size; by default the tokenizer's.
@@ -32,16 +33,16 @@ pub struct ModelSpec {
     /// Feed-forward width; architecture `rwkv7` only.
     pub ffn_size: Option<usize>,
     /// The layer of architecture `meta-state`.
-    pub meta_state: Option<MetaStateSpec>,
+    pub meta_state: Option<MetaStateOverrides>,
 }
 
-/// Fields of a Meta-State layer; the others are those of the layer of [`preset`](ModelSpec::preset), of `practical` where that is no
+/// Fields of a Meta-State layer; the others are those of the layer of [`preset`](ModelOverrides::preset), of `practical` where that is no
 /// Meta-State model. In JSON also `"paper"` or `"practical"`, which give all.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "Value")]
-pub struct MetaStateSpec(Map<String, Value>);
+pub struct MetaStateOverrides(Map<String, Value>);
 
-impl TryFrom<Value> for MetaStateSpec {
+impl TryFrom<Value> for MetaStateOverrides {
     type Error = serde_json::Error;
 
     fn try_from(given: Value) -> Result<Self, Self::Error> {
@@ -53,14 +54,14 @@ impl TryFrom<Value> for MetaStateSpec {
     }
 }
 
-impl MetaStateSpec {
+impl MetaStateOverrides {
     /// The same with another value of a field, which is checked when the recipe is read again.
     pub(crate) fn with(mut self, field: &str, value: Value) -> Value {
         self.0.insert(field.into(), value);
         Value::Object(self.0)
     }
 
-    /// The layer, where what is not given is that of `preset`.
+    /// The layer of `preset` with these fields.
     fn over(&self, preset: MetaStateConfig) -> MetaStateConfig {
         let mut layer = json!(preset);
         if let Value::Object(layer) = &mut layer {
@@ -73,7 +74,7 @@ impl MetaStateSpec {
     }
 }
 
-impl ModelSpec {
+impl ModelOverrides {
     /// The configuration of the Meta-State layer.
     pub fn meta_state(&self) -> MetaStateConfig {
         let preset = match self.preset.as_deref().map(zoo::config) {
@@ -100,31 +101,8 @@ impl ModelSpec {
             Some(name) => Some(zoo::config(name)?),
             None => None,
         };
-        let base = match &preset {
-            Some(preset) => preset.base(),
-            None => {
-                let (layers, width) = (self.n_layer.unwrap_or(12), self.n_embd.unwrap_or(768));
-                Rwkv7Config::new(tokenizer_vocab, layers, width).with_ffn(())
-            }
-        };
-        let vocab_size = self.vocab_size.unwrap_or(base.vocab_size);
-        let n_layer = self.n_layer.unwrap_or(base.n_layer);
-        let n_embd = self.n_embd.unwrap_or(base.n_embd);
-        let base = if n_embd == base.n_embd {
-            base
-        } else {
-            Rwkv7Config::new(vocab_size, n_layer, n_embd).with_ffn(())
-        };
-        let base = Rwkv7Config {
-            vocab_size,
-            n_layer,
-            head_size: self.head_size.unwrap_or(base.head_size),
-            decay_rank: self.decay_rank.unwrap_or(base.decay_rank),
-            in_context_rank: self.in_context_rank.unwrap_or(base.in_context_rank),
-            value_rank: self.value_rank.unwrap_or(base.value_rank),
-            gate_rank: self.gate_rank.unwrap_or(base.gate_rank),
-            ..base
-        };
+        let base = self.dimensions(preset.as_ref(), tokenizer_vocab);
+        let n_embd = base.n_embd;
         let of_preset = preset.as_ref().map(AnyConfig::arch);
         if let (Some(Arch::Rwkv7), Some(Arch::MetaState), Some(name)) =
             (arch, of_preset, &self.preset)
@@ -167,6 +145,35 @@ impl ModelSpec {
             ));
         }
         Ok(config)
+    }
+
+    /// All but the channel mixer. A preset of another width gives no ranks.
+    fn dimensions(&self, preset: Option<&AnyConfig>, tokenizer_vocab: usize) -> Rwkv7Config<()> {
+        let base = match preset {
+            Some(preset) => preset.base(),
+            None => {
+                let (layers, width) = (self.n_layer.unwrap_or(12), self.n_embd.unwrap_or(768));
+                Rwkv7Config::new(tokenizer_vocab, layers, width).with_ffn(())
+            }
+        };
+        let vocab_size = self.vocab_size.unwrap_or(base.vocab_size);
+        let n_layer = self.n_layer.unwrap_or(base.n_layer);
+        let n_embd = self.n_embd.unwrap_or(base.n_embd);
+        let base = if n_embd == base.n_embd {
+            base
+        } else {
+            Rwkv7Config::new(vocab_size, n_layer, n_embd).with_ffn(())
+        };
+        Rwkv7Config {
+            vocab_size,
+            n_layer,
+            head_size: self.head_size.unwrap_or(base.head_size),
+            decay_rank: self.decay_rank.unwrap_or(base.decay_rank),
+            in_context_rank: self.in_context_rank.unwrap_or(base.in_context_rank),
+            value_rank: self.value_rank.unwrap_or(base.value_rank),
+            gate_rank: self.gate_rank.unwrap_or(base.gate_rank),
+            ..base
+        }
     }
 }
 

@@ -24,22 +24,22 @@ use burn::{
 
 use zoo::run_folder::complete;
 
-use super::{journal::History, metrics};
+use super::{metrics, metrics_log::MetricsLog};
 
 const PARTS: [&str; 3] = ["model", "optimizer", "schedule"];
 
 /// A checkpoint that cannot be read.
 #[derive(Debug, thiserror::Error)]
 #[error("{}: damaged checkpoint: {reason}", path.display())]
-pub struct Damaged {
+pub struct DamagedCheckpoint {
     /// The file.
     pub path: PathBuf,
-    /// What is wrong.
+    /// The reason.
     pub reason: String,
 }
 
 /// One of the three parts of the checkpoints in a folder.
-pub struct Part {
+pub struct CheckpointPart {
     folder: PathBuf,
     name: &'static str,
     /// Parts saved of each checkpoint that is not whole yet.
@@ -47,28 +47,27 @@ pub struct Part {
 }
 
 /// The three parts, for burn-train: model, optimizer, learning-rate schedule.
-pub fn parts(folder: &Path) -> [Part; 3] {
+pub fn parts(folder: &Path) -> [CheckpointPart; 3] {
     let saved = Arc::new(Mutex::new(BTreeMap::new()));
-    PARTS.map(|name| Part {
+    PARTS.map(|name| CheckpointPart {
         folder: folder.to_path_buf(),
         name,
         saved: saved.clone(),
     })
 }
 
-/// The newest checkpoint that can be read; 0 if there is none at all. Damaged ones that are passed over are reported on
-/// standard error.
+/// The newest checkpoint that can be read; 0 if there is none at all. A log line names the damaged ones that are passed over.
 ///
 /// # Errors
 ///
-/// [`Damaged`] if there are checkpoints and none can be read.
-pub fn newest_usable(folder: &Path) -> Result<usize, Damaged> {
+/// [`DamagedCheckpoint`] if there are checkpoints and none can be read.
+pub fn newest_usable(folder: &Path) -> Result<usize, DamagedCheckpoint> {
     let mut first = None;
     for epoch in complete(folder).into_iter().rev() {
         match read(&folder.join(epoch.to_string())) {
             Ok(()) => {
                 if let Some(damaged) = first {
-                    eprintln!("{damaged}; going on from the one before, epoch {epoch}");
+                    log::warn!("{damaged}; going on from the one before, epoch {epoch}");
                 }
                 return Ok(epoch);
             }
@@ -78,11 +77,11 @@ pub fn newest_usable(folder: &Path) -> Result<usize, Damaged> {
     first.map_or(Ok(0), Err)
 }
 
-fn read(checkpoint: &Path) -> Result<(), Damaged> {
-    fn part<R: Checkpoint>(path: PathBuf) -> Result<(), Damaged> {
+fn read(checkpoint: &Path) -> Result<(), DamagedCheckpoint> {
+    fn part<R: Checkpoint>(path: PathBuf) -> Result<(), DamagedCheckpoint> {
         match R::load(path.clone()) {
             Ok(_) => Ok(()),
-            Err(error) => Err(Damaged {
+            Err(error) => Err(DamagedCheckpoint {
                 path,
                 reason: error.to_string(),
             }),
@@ -97,7 +96,7 @@ fn file(checkpoint: &Path, part: &str) -> PathBuf {
     checkpoint.join(part).with_extension("bpk")
 }
 
-/// Removes what a killed run left half-done.
+/// Removes checkpoints that a killed run left half-done.
 ///
 /// # Errors
 ///
@@ -115,7 +114,7 @@ pub fn remove_incomplete(folder: &Path) -> io::Result<()> {
     Ok(())
 }
 
-impl Part {
+impl CheckpointPart {
     fn whole(&self, epoch: usize) -> PathBuf {
         self.folder.join(epoch.to_string())
     }
@@ -164,7 +163,7 @@ impl Part {
     }
 }
 
-impl<R: Checkpoint> Checkpointer<R> for Part {
+impl<R: Checkpoint> Checkpointer<R> for CheckpointPart {
     fn save(&self, epoch: usize, record: R) -> Result<(), CheckpointerError> {
         let folder = self.incomplete(epoch);
         std::fs::create_dir_all(&folder).map_err(CheckpointerError::IOError)?;
@@ -183,14 +182,14 @@ impl<R: Checkpoint> Checkpointer<R> for Part {
 
 /// Saves after every epoch and keeps the newest checkpoints and the one with the lowest validation loss.
 ///
-/// It looks at what is in the folder, so that a run gone on with also drops what it kept before.
+/// The folder itself decides, so that a resumed run also drops checkpoints that it kept before.
 pub struct NewestAndBest {
     /// Where the checkpoints are.
     pub folder: PathBuf,
     /// How many of the newest to keep.
     pub keep: usize,
     /// Validation losses.
-    pub history: History,
+    pub log: MetricsLog,
     /// Epochs after which the model grew. The best checkpoint is one of the model as it is.
     pub growths: Vec<usize>,
 }
@@ -207,16 +206,16 @@ impl CheckpointingStrategy for NewestAndBest {
         epoch: usize,
         store: &EventStoreClient,
     ) -> Vec<CheckpointingAction> {
-        // The answer comes after every event before the question: from here on the history holds this epoch's loss.
+        // The answer comes after every event before the question: from here on the log holds this epoch's loss.
         store.find_metric(metrics::LOSS, epoch, Aggregate::Mean, &Split::Valid);
-        if self.history.not_finite().is_some() {
+        if self.log.not_finite().is_some() {
             return Vec::new();
         }
         let mut epochs = complete(&self.folder);
         epochs.push(epoch);
         let first = first_of_size(&self.growths, epoch);
         let alike: Vec<usize> = epochs.iter().copied().filter(|e| *e >= first).collect();
-        let best = self.history.best(&alike);
+        let best = self.log.best(&alike);
         let mut actions = vec![CheckpointingAction::Save];
         actions.extend(
             epochs
@@ -234,7 +233,7 @@ mod tests {
     use super::*;
     use burn::{module::Module, nn::LinearConfig, tensor::Device};
 
-    fn save(part: &Part, epoch: usize) {
+    fn save(part: &CheckpointPart, epoch: usize) {
         Checkpointer::<LrSchedulerRecord>::save(part, epoch, LrSchedulerRecord::new()).unwrap();
     }
 

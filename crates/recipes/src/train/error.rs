@@ -1,4 +1,4 @@
-//! What can go wrong with a run.
+//! Why a run fails.
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -7,12 +7,10 @@ use rwkv7_core::{
     checkpoint::CheckpointError, config::ConfigError, precision::MatmulPrecisionError,
     tokenizer::TokenizerError,
 };
-
 use scaling::ScalingError;
-
-use super::checkpoints::Damaged;
 use zoo::{SourceError, TargetError};
 
+use super::checkpoints::DamagedCheckpoint;
 use crate::{data::DataError, recipe::RecipeError};
 
 /// Why a run did not start or did not end well.
@@ -105,14 +103,14 @@ pub enum TrainError {
     },
     /// No checkpoint of the run to resume can be read.
     #[error("{0}; no other checkpoint can be read either, start another run")]
-    Damaged(#[from] Damaged),
-    /// The loss, or what a layer measured, became infinite or not a number.
+    Damaged(#[from] DamagedCheckpoint),
+    /// The loss or a layer's measurement became infinite or not a number.
     #[error(
         "the {what} is {value} at step {step}; start again with a lower learning_rate.peak or more \
          learning_rate.warmup_steps (diagnostics=true measures every layer of meta-state)"
     )]
     NotFinite {
-        /// What it is: `loss`, or the layer and what it measured.
+        /// The metric: `loss`, or the layer and its measurement.
         what: String,
         /// The optimizer step, from 1.
         step: usize,

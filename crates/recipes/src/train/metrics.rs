@@ -10,7 +10,7 @@ use burn::{
     },
 };
 
-use super::trainee::{Numbers, StepOutput};
+use super::output::{StepNumbers, StepOutput};
 
 /// Name of the cross-entropy among the metrics.
 pub const LOSS: &str = "Loss";
@@ -18,18 +18,18 @@ pub const LOSS: &str = "Loss";
 /// Name of the gradient norm among the metrics.
 pub const GRADIENT_NORM: &str = "Gradient norm";
 
-/// What the metrics read of a step.
+/// The results of one step as the metrics read them.
 #[derive(Clone)]
-pub struct Reading {
-    numbers: Option<Numbers>,
+pub struct StepMetrics {
+    numbers: Option<StepNumbers>,
     layers: Vec<Vec<f64>>,
     counted: usize,
     tokens: usize,
 }
 
-impl Adaptor<Reading> for StepOutput {
-    fn adapt(&self) -> Reading {
-        Reading {
+impl Adaptor<StepMetrics> for StepOutput {
+    fn adapt(&self) -> StepMetrics {
+        StepMetrics {
             numbers: self.numbers,
             layers: self.layers.clone(),
             counted: self.counted,
@@ -38,7 +38,7 @@ impl Adaptor<Reading> for StepOutput {
     }
 }
 
-/// Which number a [`Track`] follows.
+/// Which number a [`LmMetric`] follows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Loss,
@@ -53,9 +53,9 @@ enum Kind {
     },
 }
 
-/// A number over the steps: its newest value, and its mean over the epoch weighted by what each step counted.
+/// A number over the steps: its newest value, and its mean over the epoch weighted by the targets that each step counted.
 #[derive(Clone)]
-pub struct Track {
+pub struct LmMetric {
     kind: Kind,
     name: MetricName,
     sum: f64,
@@ -65,7 +65,7 @@ pub struct Track {
     clock: Option<Instant>,
 }
 
-impl Track {
+impl LmMetric {
     fn new(kind: Kind, name: &str) -> Self {
         Self {
             kind,
@@ -98,7 +98,7 @@ impl Track {
         Self::new(Kind::GradientNorm, GRADIENT_NORM)
     }
 
-    /// What a layer measured of itself.
+    /// A measurement of a layer.
     pub fn measurement(layer: usize, index: usize, name: &str) -> Self {
         let kind = Kind::Measurement { layer, index };
         Self::new(kind, &format!("Layer {layer} {name}"))
@@ -126,7 +126,7 @@ impl Track {
         self.current.map(|value| self.shown(value))
     }
 
-    fn observe(&mut self, reading: &Reading) {
+    fn observe(&mut self, reading: &StepMetrics) {
         let Some(numbers) = reading.numbers else {
             return;
         };
@@ -165,8 +165,8 @@ impl Track {
     }
 }
 
-impl Metric for Track {
-    type Input = Reading;
+impl Metric for LmMetric {
+    type Input = StepMetrics;
 
     fn name(&self) -> MetricName {
         self.name.clone()
@@ -182,7 +182,7 @@ impl Metric for Track {
 
     fn update(
         &mut self,
-        reading: &Reading,
+        reading: &StepMetrics,
         _metadata: &MetricMetadata,
     ) -> Result<SerializedEntry, TensorReadError> {
         self.observe(reading);
@@ -215,7 +215,7 @@ impl Metric for Track {
     }
 }
 
-impl Numeric for Track {
+impl Numeric for LmMetric {
     fn value(&self) -> Option<NumericEntry> {
         self.newest().map(NumericEntry::Value)
     }

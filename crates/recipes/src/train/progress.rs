@@ -1,4 +1,4 @@
-//! Progress without a terminal: lines on standard error.
+//! Progress without a terminal: lines on standard error. This file may print, as it takes the place of the dashboard.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -20,11 +20,6 @@ use super::metrics;
 
 /// Seconds between lines.
 const INTERVAL: Duration = Duration::from_secs(5);
-
-/// A line on standard error. Training does not end because nobody reads it.
-pub fn say(line: &str) {
-    let _ = writeln!(io::stderr(), "{line}");
-}
 
 /// Metrics of which a line has the newest value, as a mean over steps says nothing.
 const NEWEST: [&str; 2] = ["Learning Rate", metrics::GRADIENT_NORM];
@@ -83,7 +78,9 @@ impl PlainProgress {
                 )
             })
             .collect();
-        say(&format!(
+        // Training does not end because nobody reads the line.
+        let _ = writeln!(
+            io::stderr(),
             "{} {}/{}, step {}/{}: {}",
             self.split,
             self.epoch,
@@ -91,7 +88,7 @@ impl PlainProgress {
             self.step,
             self.steps,
             values.join(", ")
-        ));
+        );
     }
 }
 

@@ -10,7 +10,7 @@ use rwkv7_core::optimizer;
 use crate::recipe::{LearningRate, Recipe};
 
 /// From 1 % of the peak to all of it, then a cosine down to the final rate, which stays; twice that for the decay bias. After a
-/// growth the rate comes back from 1 % of what the cosine says.
+/// growth the rate comes back from 1 % of the cosine.
 pub fn schedule(recipe: &Recipe) -> ModuleLrScheduler {
     let schedule = |factor: f64| Schedule {
         rate: recipe.learning_rate.clone(),

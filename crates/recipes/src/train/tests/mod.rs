@@ -1,15 +1,17 @@
 //! Runs small enough for a test.
 #![allow(clippy::unwrap_used)]
 
-use std::io::Write;
+mod devices;
+mod growth;
 
 use std::{collections::BTreeMap, path::Path};
 
 use burn::tensor::TensorData;
 use meta_state::MetaStateConfig;
+use rwkv7_core::checkpoint;
 use serde_json::Value;
 
-use super::*;
+use super::{run_dir::write_json, *};
 
 fn recipe(more: &[&str]) -> Recipe {
     let small = [
@@ -41,7 +43,7 @@ fn run(recipe: &Recipe, out: &Path, resume: bool) -> Result<Report, TrainError> 
 }
 
 /// Split, step and loss of every line.
-fn journal(out: &Path) -> Vec<(String, u64, f64)> {
+fn metrics(out: &Path) -> Vec<(String, u64, f64)> {
     let text = std::fs::read_to_string(out.join("metrics.jsonl")).unwrap();
     let lines = text.lines().map(|line| {
         let line: Value = serde_json::from_str(line).unwrap();
@@ -60,15 +62,15 @@ fn journal(out: &Path) -> Vec<(String, u64, f64)> {
 }
 
 /// In an order of its own: a growth's line is written by another thread.
-fn sorted_journal(out: &Path) -> Vec<(String, u64, f64)> {
-    let mut lines = journal(out);
+fn sorted_metrics(out: &Path) -> Vec<(String, u64, f64)> {
+    let mut lines = metrics(out);
     lines.sort_by(|a, b| a.partial_cmp(b).unwrap());
     lines
 }
 
 /// All weights of a model file or of a run's model.
 fn tensors(path: &Path) -> BTreeMap<String, TensorData> {
-    let checkpoint = checkpoint::Checkpoint::open(path).unwrap();
+    let checkpoint = Checkpoint::open(path).unwrap();
     checkpoint.read_all().unwrap()
 }
 
@@ -98,8 +100,13 @@ fn a_run_in_two_parts_is_the_run_in_one() {
     assert_eq!(report.epoch, 4, "the loss falls");
 
     killed(&whole, &parts, 1..=2);
+    // A run from before `products` became `matmul_precision`.
+    let file = parts.join("recipe.json");
+    let old = std::fs::read_to_string(&file).unwrap();
+    assert!(old.contains("matmul_precision"));
+    std::fs::write(&file, old.replace("matmul_precision", "products")).unwrap();
     run(&recipe, &parts, true).unwrap();
-    assert_eq!(journal(&parts), journal(&whole));
+    assert_eq!(metrics(&parts), metrics(&whole));
     let (found, expected) = (tensors(&parts), tensors(&whole));
     assert_eq!(found.len(), expected.len());
     for (name, tensor) in found {
@@ -121,7 +128,7 @@ fn the_steps_are_the_ones_asked_for() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("out");
     run(&recipe(&["steps=4"]), &out, false).unwrap();
-    let steps: Vec<(String, u64)> = journal(&out).into_iter().map(|l| (l.0, l.1)).collect();
+    let steps: Vec<(String, u64)> = metrics(&out).into_iter().map(|l| (l.0, l.1)).collect();
     let expected = [
         ("train", 1),
         ("train", 2),
@@ -161,8 +168,8 @@ fn the_best_epoch_is_kept_and_exported() {
         ..recipe(&[])
     };
     write_json(&parts.join("recipe.json"), &kept.to_json()).unwrap();
-    let journal = std::fs::read_to_string(parts.join("metrics.jsonl")).unwrap();
-    let lines = journal.lines().map(|line| {
+    let lines = std::fs::read_to_string(parts.join("metrics.jsonl")).unwrap();
+    let lines = lines.lines().map(|line| {
         let mut line: Value = serde_json::from_str(line).unwrap();
         if line["split"] == "valid" && line["epoch"] == 1 {
             line["loss"] = 0.01.into();
@@ -193,7 +200,7 @@ fn a_damaged_checkpoint_is_an_error_or_passed_over() {
     };
     damage(3);
     run(&recipe(&[]), &parts, true).unwrap();
-    assert_eq!(journal(&parts), journal(&whole));
+    assert_eq!(metrics(&parts), metrics(&whole));
     (2..=4).for_each(damage);
     let error = run(&recipe(&[]), &parts, true).unwrap_err();
     assert!(matches!(error, TrainError::Damaged(_)), "{error}");
@@ -209,189 +216,6 @@ fn a_run_killed_before_it_began_can_be_started() {
     );
     std::fs::write(folder.path().join(".incomplete-abc"), "{").unwrap();
     run(&recipe(&["steps=3"]), folder.path(), false).unwrap();
-}
-
-/// Growth in the middle of a run: twice, with a width ratio that is no integer, new layers, and a run gone on in between.
-#[test]
-fn a_model_grows_while_it_is_trained() {
-    for arch in ["rwkv7", "meta-state"] {
-        let folder = tempfile::tempdir().unwrap();
-        let [whole, parts] = ["whole", "parts"].map(|name| folder.path().join(name));
-        let recipe = recipe(&[
-            &format!("arch={arch}"),
-            &format!("diagnostics={}", arch == "meta-state"),
-            r#"grow=[{"after":3,"to":{"n_embd":48,"ffn_size":160}},{"after":9,"to":{"n_layer":2},"warmup_steps":2}]"#,
-        ]);
-        let report = run(&recipe, &whole, false).unwrap();
-        let from: Vec<usize> = report.stages.iter().map(|stage| stage.from_step).collect();
-        assert_eq!(from, [0, 3, 9]);
-        assert_eq!(report.stages[2].parameters, report.parameters);
-        for stage in &report.stages[1..] {
-            let (before, after) = (stage.loss_before.unwrap(), stage.loss_after.unwrap());
-            assert!((before - after).abs() < 1e-4, "{before} and {after}");
-        }
-        assert!(report.epoch >= 3, "of the last size");
-        let config: Value =
-            serde_json::from_str(&std::fs::read_to_string(whole.join("config.json")).unwrap())
-                .unwrap();
-        assert_eq!(
-            (&config["n_embd"], &config["n_layer"]),
-            (&48.into(), &2.into())
-        );
-
-        killed(&whole, &parts, 1..=2);
-        let again = run(&recipe, &parts, true).unwrap();
-        assert_eq!(again.stages, report.stages_without_seconds_of(&again));
-        assert_eq!(sorted_journal(&whole), sorted_journal(&parts));
-        assert_eq!(
-            tensors(&whole.join("model.safetensors")),
-            tensors(&parts.join("model.safetensors"))
-        );
-    }
-}
-
-/// In bf16 from the first step to the last, whatever happens in between.
-#[test]
-fn a_run_keeps_its_products() {
-    if let Err(error) = MatmulPrecision::Bf16.check(&Device::flex()) {
-        let _ = writeln!(std::io::stderr(), "skipped: {error}");
-        return;
-    }
-    let folder = tempfile::tempdir().unwrap();
-    let [plain, whole, parts] = ["plain", "whole", "parts"].map(|name| folder.path().join(name));
-    let grow = r#"grow=[{"after":6,"to":{"n_embd":48}}]"#;
-    run(&recipe(&[grow]), &plain, false).unwrap();
-    let recipe = recipe(&[grow, "products=bf16"]);
-    run(&recipe, &whole, false).unwrap();
-    for ((split, step, loss), (.., other)) in sorted_journal(&whole)
-        .into_iter()
-        .zip(sorted_journal(&plain))
-    {
-        let difference = (loss - other).abs();
-        let differs = difference > 0.0 || (&*split, step) == ("train", 1);
-        assert!(
-            differs && difference < 0.05,
-            "{split} {step}: {loss} and {other}"
-        );
-    }
-    killed(&whole, &parts, 1..=3);
-    run(&recipe, &parts, true).unwrap();
-    assert_eq!(sorted_journal(&whole), sorted_journal(&parts));
-}
-
-impl Report {
-    /// The stages with another run's clock.
-    fn stages_without_seconds_of(&self, other: &Report) -> Vec<Stage> {
-        let pairs = self.stages.iter().zip(&other.stages);
-        pairs
-            .map(|(stage, other)| Stage {
-                seconds: other.seconds,
-                ..stage.clone()
-            })
-            .collect()
-    }
-}
-
-/// AdamW with weight decay, 200 steps: what was there before stays as it was, bit for bit, and the rest learns.
-#[test]
-fn new_entries_alone_are_trained_if_asked() {
-    let folder = tempfile::tempdir().unwrap();
-    let at = |name: &str| folder.path().join(name);
-    let long = |name: &str, more: &[&str]| {
-        let settings = [
-            &[
-                "steps=200",
-                "steps_per_epoch=100",
-                "optimizer.weight_decay=0.5",
-                "validation_batches=1",
-            ],
-            more,
-        ]
-        .concat();
-        run(&recipe(&settings), &at(name), false).unwrap()
-    };
-    for arch in ["rwkv7", "meta-state"] {
-        let small = format!("{arch}-small");
-        let arch = format!("arch={arch}");
-        run(&recipe(&[&arch]), &at(&small), false).unwrap();
-        let start = format!("start={}", at(&small).display());
-        let grow = |rate: &str| {
-            format!(r#"grow=[{{"after":0,"to":{{"n_embd":48,"n_layer":2}},"old_rate":{rate}}}]"#)
-        };
-        // The model right after growth: what a learning rate of next to nothing leaves.
-        let held = format!("{small}-held");
-        long(&held, &[&start, &grow("0"), "keep_checkpoints=2"]);
-        let grown = at(&format!("{small}.safetensors"));
-        let source = Checkpoint::open(&at(&small)).unwrap();
-        fn check<S: Growable>(source: Checkpoint, held: &Path, grown: &Path) {
-            let from: Rwkv7Config<S> = source.config().unwrap();
-            let to = Rwkv7Config {
-                n_embd: 48,
-                n_layer: 2,
-                ..from.clone()
-            };
-            let (lossless, lift) = (scaling::Method::Lossless, scaling::Embedding::Lift);
-            let plan = scaling::Plan::new(&from, &to, lossless, lift).unwrap();
-            scaling::Growth::new(&plan).run(source, grown).unwrap();
-            let (before, after) = (tensors(grown), tensors(held));
-            let (mut kept, mut moved) = (0, 0);
-            for step in &plan.steps {
-                let values = |data: &TensorData| data.iter::<f32>().collect::<Vec<_>>();
-                let (a, b) = (values(&before[&step.name]), values(&after[&step.name]));
-                for ((a, b), old) in a.iter().zip(&b).zip(step.old_entries()) {
-                    match old {
-                        true => assert_eq!(a.to_bits(), b.to_bits(), "{}", step.name),
-                        false => moved += usize::from(a != b),
-                    }
-                    kept += usize::from(old);
-                }
-            }
-            assert!(kept > 10_000 && moved > 5_000, "{kept} and {moved}");
-        }
-        let held = at(&held);
-        match arch.as_str() {
-            "arch=rwkv7" => check::<rwkv7_core::layers::ChannelMixConfig>(source, &held, &grown),
-            _ => check::<meta_state::MetaStateConfig>(source, &held, &grown),
-        }
-    }
-}
-
-#[test]
-fn growths_that_cannot_be_are_refused_before_anything_is_written() {
-    let folder = tempfile::tempdir().unwrap();
-    let out = folder.path().join("out");
-    let refused = |more: &[&str], parts: &[&str]| {
-        let error = run(&recipe(more), &out, false).unwrap_err();
-        let mut error: Option<&dyn std::error::Error> = Some(&error);
-        let mut text = String::new();
-        while let Some(cause) = error {
-            text += &format!("{cause}\n");
-            error = cause.source();
-        }
-        for part in parts {
-            assert!(text.contains(part), "{part} is not in {text}");
-        }
-        assert!(!out.exists());
-    };
-    let grow = |rest: &str| format!(r#"grow=[{{"after":3,{rest}}}]"#);
-    refused(&[&grow(r#""to":{"n_embd":16}"#)], &["n_embd", "only grow"]);
-    refused(&[&grow(r#""to":"800m""#)], &["800m", "450m-rwkv7"]);
-    refused(&[&grow(r#""to":{"width":48}"#)], &["width"]);
-    refused(
-        &[&grow(r#""to":{"head_size":24,"n_embd":48}"#)],
-        &["att.ln_x", "number of heads"],
-    );
-    refused(
-        &[r#"grow=[{"after":2,"to":{}}]"#],
-        &["grow.after", "steps_per_epoch"],
-    );
-    refused(
-        &[&grow(r#""to":{},"old_rate":2"#)],
-        &["old_rate", "from 0 to 1"],
-    );
-    refused(&["start=150m-rwkv7"], &["150m-rwkv7", "without weights"]);
-    refused(&["start=nowhere"], &["nowhere"]);
-    refused(&["scale_down=3"], &["scale_down", "divisor"]);
 }
 
 /// As where a preset has changed between the two.
@@ -413,7 +237,7 @@ fn a_run_does_not_go_on_with_another_model_than_it_had() {
     assert_eq!(std::fs::read_to_string(&path).unwrap(), other);
 }
 
-/// What would be without effect.
+/// Settings that would have no effect.
 #[test]
 fn settings_of_another_architecture_are_refused() {
     let folder = tempfile::tempdir().unwrap();
@@ -478,16 +302,6 @@ fn a_preset_is_the_whole_model_and_a_text_is_not_passed_over() {
     }
 }
 
-#[test]
-fn training_starts_from_a_trained_model() {
-    let folder = tempfile::tempdir().unwrap();
-    let out = folder.path().join("out");
-    let settings = ["start=reverse-meta-state", "learning_rate.peak=1e-5"];
-    let report = run(&recipe(&settings), &out, false).unwrap();
-    let reverse = report.reverse.unwrap();
-    assert!(reverse.digit_accuracy > 0.9, "{reverse:?}");
-}
-
 /// Values so large that the second layer leaves the range of f32.
 #[test]
 fn a_layer_that_overflows_stops_the_run_and_is_named() {
@@ -507,27 +321,4 @@ fn a_layer_that_overflows_stops_the_run_and_is_named() {
     };
     assert!(what.starts_with("layer 1 ") && *step == 1, "{error}");
     assert!(!out.join("model.safetensors").exists());
-}
-
-/// The model that a run started from may be gone or another one by the time it goes on; growth at its start is not done again.
-#[test]
-fn a_run_that_started_from_a_model_goes_on_without_it() {
-    let folder = tempfile::tempdir().unwrap();
-    let [small, whole, parts] = ["small", "whole", "parts"].map(|name| folder.path().join(name));
-    run(&recipe(&[]), &small, false).unwrap();
-    let recipe = recipe(&[
-        &format!("start={}", small.display()),
-        "accumulation=2",
-        r#"grow=[{"after":0,"to":{"n_embd":48},"old_rate":0},{"after":6,"to":{"n_layer":2},"old_rate":0.5}]"#,
-    ]);
-    run(&recipe, &whole, false).unwrap();
-    // Killed right after the second growth.
-    killed(&whole, &parts, 1..=2);
-    std::fs::remove_dir_all(&small).unwrap();
-    run(&recipe, &parts, true).unwrap();
-    assert_eq!(sorted_journal(&whole), sorted_journal(&parts));
-    assert_eq!(
-        tensors(&whole.join("model.safetensors")),
-        tensors(&parts.join("model.safetensors"))
-    );
 }

@@ -1,8 +1,9 @@
-//! `metrics.jsonl`: what happened at every step, as one JSON object a line.
+//! `metrics.jsonl`: the metrics of every step and every growth, as one JSON object a line.
 //!
 //! ```json
 //! {"split": "train", "epoch": 1, "step": 17, "loss": 2.31, "learning_rate": 0.004, "gradient_norm": 0.8, …}
 //! {"split": "valid", "epoch": 1, "step": 250, "loss": 2.12, "perplexity": 8.33, …}
+//! {"split": "growth", "epoch": 1, "step": 250, "loss_before": 2.12, "loss_after": 2.12, …}
 //! ```
 //!
 //! `step` counts optimizer steps from the start of training; with accumulation there is a line for each of its batches.
@@ -17,6 +18,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use crate::atomic;
 use burn::train::{
     Interrupter,
     logger::MetricLogger,
@@ -25,44 +27,28 @@ use burn::train::{
         store::{EpochSummary, MetricsUpdate, Split},
     },
 };
-use serde_json::Value;
-use crate::atomic;
+use serde_json::{Value, json};
 
-use super::metrics;
+use super::{Stage, TrainError, metrics};
 
-/// How a run has gone so far; all clones are the same one.
-#[derive(Clone, Debug, Default)]
-pub struct History(Arc<Mutex<Past>>);
+/// The file and the validation losses of the run so far. All clones share them.
+#[derive(Clone)]
+pub struct MetricsLog(Arc<Shared>);
 
-#[derive(Debug, Default)]
-struct Past {
+struct Shared {
+    path: PathBuf,
+    steps: Steps,
+    logged: Mutex<Logged>,
+}
+
+struct Logged {
+    file: File,
+    /// Validation losses by epoch.
     validation: BTreeMap<usize, f64>,
     not_finite: Option<NotFinite>,
 }
 
-impl History {
-    /// The one of these epochs with the lowest validation loss, the earliest of equals.
-    pub fn best(&self, epochs: &[usize]) -> Option<usize> {
-        let past = self.past();
-        let losses = epochs
-            .iter()
-            .filter_map(|&epoch| Some((*past.validation.get(&epoch)?, epoch)));
-        losses
-            .min_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)))
-            .map(|(_, epoch)| epoch)
-    }
-
-    /// The first number that was none.
-    pub fn not_finite(&self) -> Option<NotFinite> {
-        self.past().not_finite.clone()
-    }
-
-    fn past(&self) -> MutexGuard<'_, Past> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// A number of a step that is infinite or none.
+/// A metric of one step that is not finite.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NotFinite {
     /// Its name.
@@ -84,26 +70,13 @@ pub struct Steps {
     pub accumulation: usize,
 }
 
-/// Writes `metrics.jsonl`, and stops training when the loss is no number or nothing can be written.
-pub struct Journal {
-    path: PathBuf,
-    file: File,
-    names: HashMap<MetricId, String>,
-    steps: Steps,
-    epoch: usize,
-    batches: usize,
-    history: History,
-    stop: Interrupter,
-}
+/// The `split` of a growth's line.
+const GROWTH: &str = "growth";
 
-impl Journal {
+impl MetricsLog {
     /// Goes on with the file at `path`, or starts it.
-    ///
-    /// # Errors
-    ///
-    /// Those of the file system.
-    pub fn open(path: &Path, steps: Steps, stop: Interrupter) -> io::Result<Self> {
-        let history = History::default();
+    pub fn open(path: &Path, steps: Steps) -> io::Result<Self> {
+        let mut validation = BTreeMap::new();
         let kept = match std::fs::read_to_string(path) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
@@ -124,54 +97,122 @@ impl Journal {
                 if let (Some("valid"), Some(loss)) =
                     (entry["split"].as_str(), entry["loss"].as_f64())
                 {
-                    history.past().validation.insert(epoch, loss);
+                    validation.insert(epoch, loss);
                 }
                 writeln!(out, "{line}")?;
             }
             Ok(())
         })?;
-        Ok(Self {
+        Ok(Self(Arc::new(Shared {
             path: path.to_path_buf(),
-            file: File::options().append(true).open(path)?,
-            names: HashMap::new(),
             steps,
+            logged: Mutex::new(Logged {
+                file: File::options().append(true).open(path)?,
+                validation,
+                not_finite: None,
+            }),
+        })))
+    }
+
+    /// The one of these epochs with the lowest validation loss, the earliest of equals.
+    pub fn best(&self, epochs: &[usize]) -> Option<usize> {
+        let logged = self.logged();
+        let losses = epochs
+            .iter()
+            .filter_map(|&epoch| Some((*logged.validation.get(&epoch)?, epoch)));
+        losses
+            .min_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)))
+            .map(|(_, epoch)| epoch)
+    }
+
+    /// The first metric that was NaN or infinite.
+    pub fn not_finite(&self) -> Option<NotFinite> {
+        self.logged().not_finite.clone()
+    }
+
+    /// Writes the line of a growth.
+    pub fn growth(&self, stage: &Stage) -> Result<(), TrainError> {
+        let mut line = json!(stage);
+        line["split"] = GROWTH.into();
+        line["epoch"] = (stage.from_step / self.0.steps.per_epoch).into();
+        line["step"] = stage.from_step.into();
+        self.append(&line).map_err(|source| self.error(source))
+    }
+
+    /// The growths that the file tells of.
+    pub fn growths(&self) -> Result<Vec<Stage>, TrainError> {
+        let text = std::fs::read_to_string(&self.0.path).map_err(|source| self.error(source))?;
+        let lines = text
+            .lines()
+            .filter_map(|line| serde_json::from_str(line).ok());
+        let growths = lines.filter(|line: &Value| line["split"] == GROWTH);
+        Ok(growths
+            .filter_map(|line| serde_json::from_value(line).ok())
+            .collect())
+    }
+
+    /// The logger for burn-train, which stops the run when the loss is no number or nothing can be written.
+    pub fn logger(&self, stop: Interrupter) -> StepLogger {
+        StepLogger {
+            log: self.clone(),
+            names: HashMap::new(),
             epoch: 0,
             batches: 0,
-            history,
             stop,
-        })
+        }
     }
 
-    /// What the journal says.
-    pub fn history(&self) -> History {
-        self.history.clone()
+    fn append(&self, line: &Value) -> io::Result<()> {
+        self.logged().file.write_all(format!("{line}\n").as_bytes())
     }
 
+    fn error(&self, source: io::Error) -> TrainError {
+        TrainError::File {
+            path: self.0.path.clone(),
+            source,
+        }
+    }
+
+    fn logged(&self) -> MutexGuard<'_, Logged> {
+        self.0.logged.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Writes the metrics of burn-train to the log.
+pub struct StepLogger {
+    log: MetricsLog,
+    names: HashMap<MetricId, String>,
+    epoch: usize,
+    batches: usize,
+    stop: Interrupter,
+}
+
+impl StepLogger {
     /// Optimizer steps begun.
     fn step(&self) -> usize {
-        self.epoch.saturating_sub(1) * self.steps.per_epoch
-            + self.batches.div_ceil(self.steps.accumulation)
+        let steps = self.log.0.steps;
+        self.epoch.saturating_sub(1) * steps.per_epoch + self.batches.div_ceil(steps.accumulation)
     }
 
-    /// Stops the run if the loss or what a layer measured is no number; layers come first, the lowest before others.
+    /// Stops the run if the loss or a layer's measurement is not finite; layers come first, the lowest before others.
     fn check(&self, values: &[(&str, &NumericEntry)]) {
         let layer = |name: &str| name.strip_prefix("Layer ")?.split(' ').next()?.parse().ok();
         let wrong = values.iter().filter_map(|(name, value)| {
-            let place: usize = match (*name, value) {
+            let order: usize = match (*name, value) {
                 (metrics::LOSS, _) => usize::MAX,
                 // The mean over an epoch in which the layer was not there yet.
                 (_, NumericEntry::Final(_)) => return None,
                 (name, _) => layer(name)?,
             };
             let value = value.current();
-            (!value.is_finite()).then_some((place, *name, value))
+            (!value.is_finite()).then_some((order, *name, value))
         });
         let Some((_, name, value)) = wrong.min_by_key(|wrong| wrong.0) else {
             return;
         };
-        let mut past = self.history.past();
-        if past.not_finite.is_none() {
-            past.not_finite = Some(NotFinite {
+        let mut logged = self.log.logged();
+        if logged.not_finite.is_none() {
+            logged.not_finite = Some(NotFinite {
                 what: name.to_lowercase(),
                 step: self.step(),
                 value,
@@ -181,7 +222,7 @@ impl Journal {
     }
 }
 
-impl MetricLogger for Journal {
+impl MetricLogger for StepLogger {
     fn log(&mut self, update: MetricsUpdate, epoch: usize, split: &Split) {
         let values = update.entries_numeric.iter().filter_map(|metric| {
             let name = self.names.get(&metric.entry.metric_id)?;
@@ -207,15 +248,14 @@ impl MetricLogger for Journal {
             return;
         }
         if let (true, Some(loss)) = (mean, loss) {
-            self.history.past().validation.insert(epoch, loss);
+            self.log.logged().validation.insert(epoch, loss);
         }
-        let mut line =
-            serde_json::json!({ "split": split.to_string(), "epoch": epoch, "step": self.step() });
+        let mut line = json!({ "split": split.to_string(), "epoch": epoch, "step": self.step() });
         for (name, value) in values {
             line[name.to_lowercase().replace(' ', "_")] = value.current().into();
         }
-        if let Err(error) = self.file.write_all(format!("{line}\n").as_bytes()) {
-            let reason = format!("{}: cannot be written: {error}", self.path.display());
+        if let Err(error) = self.log.append(&line) {
+            let reason = format!("{}: cannot be written: {error}", self.log.0.path.display());
             self.stop.stop(Some(&reason));
         }
     }
@@ -227,7 +267,7 @@ impl MetricLogger for Journal {
         split: &Split,
     ) -> Result<Vec<NumericEntry>, String> {
         let known = name == metrics::LOSS && *split == Split::Valid;
-        let loss = known.then(|| self.history.past().validation.get(&epoch).copied());
+        let loss = known.then(|| self.log.logged().validation.get(&epoch).copied());
         Ok(loss
             .flatten()
             .map(NumericEntry::Final)
@@ -257,15 +297,16 @@ mod tests {
         accumulation: 2,
     };
 
-    fn open(path: &Path, stop: &Interrupter) -> Journal {
-        let mut journal = Journal::open(path, STEPS, stop.clone()).unwrap();
-        journal.log_metric_definition(MetricDefinition {
+    fn open(path: &Path, stop: &Interrupter) -> (MetricsLog, StepLogger) {
+        let log = MetricsLog::open(path, STEPS).unwrap();
+        let mut logger = log.logger(stop.clone());
+        logger.log_metric_definition(MetricDefinition {
             metric_id: id(),
             name: Arc::new(metrics::LOSS.into()),
             description: None,
             attributes: MetricAttributes::None,
         });
-        journal
+        (log, logger)
     }
 
     fn id() -> MetricId {
@@ -287,7 +328,7 @@ mod tests {
         let line = |split: &str, epoch: usize, loss: f64| {
             format!(
                 "{}\n",
-                serde_json::json!({"split": split, "epoch": epoch, "step": 2, "loss": loss})
+                json!({"split": split, "epoch": epoch, "step": 2, "loss": loss})
             )
         };
         let old = [
@@ -297,14 +338,13 @@ mod tests {
             "{\"spl".into(),
         ];
         std::fs::write(&path, old.concat()).unwrap();
-        let mut journal = open(&path, &Interrupter::new());
-        let history = journal.history();
+        let (log, mut logger) = open(&path, &Interrupter::new());
         for value in [2.0, 1.9, 1.8, 1.7] {
-            journal.log(loss(NumericEntry::Value(value)), 2, &Split::Train);
+            logger.log(loss(NumericEntry::Value(value)), 2, &Split::Train);
         }
-        journal.log(loss(NumericEntry::Final(1.85)), 2, &Split::Train);
-        journal.log(loss(NumericEntry::Value(9.0)), 2, &Split::Valid);
-        journal.log(loss(NumericEntry::Final(2.7)), 2, &Split::Valid);
+        logger.log(loss(NumericEntry::Final(1.85)), 2, &Split::Train);
+        logger.log(loss(NumericEntry::Value(9.0)), 2, &Split::Valid);
+        logger.log(loss(NumericEntry::Final(2.7)), 2, &Split::Valid);
 
         let text = std::fs::read_to_string(&path).unwrap();
         let lines = text.lines().map(|line| {
@@ -327,20 +367,19 @@ mod tests {
         ];
         let expected = expected.map(|(split, step, loss)| (split.to_string(), step, loss));
         assert_eq!(lines.collect::<Vec<_>>(), expected);
-        assert_eq!(history.best(&[1, 2, 3]), Some(1));
-        assert_eq!(history.best(&[2]), Some(2));
+        assert_eq!(log.best(&[1, 2, 3]), Some(1));
+        assert_eq!(log.best(&[2]), Some(2));
     }
 
     #[test]
     fn a_loss_that_is_no_number_stops_training_and_names_the_step() {
         let folder = tempfile::tempdir().unwrap();
         let stop = Interrupter::new();
-        let mut journal = open(&folder.path().join("metrics.jsonl"), &stop);
-        let history = journal.history();
+        let (log, mut logger) = open(&folder.path().join("metrics.jsonl"), &stop);
         for value in [1.0, 1.0, f64::NAN, f64::NAN] {
-            journal.log(loss(NumericEntry::Value(value)), 2, &Split::Train);
+            logger.log(loss(NumericEntry::Value(value)), 2, &Split::Train);
         }
-        let NotFinite { what, step, value } = history.not_finite().unwrap();
+        let NotFinite { what, step, value } = log.not_finite().unwrap();
         assert!(stop.should_stop() && what == "loss" && step == 4 && value.is_nan());
     }
 
@@ -348,16 +387,15 @@ mod tests {
     fn a_layers_measurement_that_is_no_number_is_named_before_the_loss() {
         let folder = tempfile::tempdir().unwrap();
         let stop = Interrupter::new();
-        let journal = open(&folder.path().join("metrics.jsonl"), &stop);
-        let history = journal.history();
+        let (log, logger) = open(&folder.path().join("metrics.jsonl"), &stop);
         let (fine, wrong) = (NumericEntry::Value(1.0), NumericEntry::Value(f64::INFINITY));
-        journal.check(&[
+        logger.check(&[
             (metrics::LOSS, &wrong),
             ("Layer 0 largest u", &fine),
             ("Layer 10 largest u", &wrong),
             ("Layer 2 largest u", &wrong),
         ]);
         assert!(stop.should_stop());
-        assert_eq!(history.not_finite().unwrap().what, "layer 2 largest u");
+        assert_eq!(log.not_finite().unwrap().what, "layer 2 largest u");
     }
 }

@@ -1,0 +1,170 @@
+//! A model that grows while it is trained.
+
+mod frozen;
+mod stages;
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Instant,
+};
+
+use burn::{
+    data::dataloader::DataLoader,
+    module::Module,
+    optim::{ModuleOptimizer, OptimizerRecord},
+    train::Interrupter,
+};
+use rwkv7_core::{Rwkv7, checkpoint, layers::ChannelMixer, loss};
+use scaling::{Growable, grow_model, grow_optimizer};
+use serde::{Deserialize, Serialize};
+
+use super::{TrainError, metrics_log::MetricsLog, run_dir::RunDir};
+use crate::data::{DataError, batch::LmBatch};
+
+pub use frozen::FrozenEntries;
+pub use stages::Stages;
+
+/// A part of a run in which the model keeps its size.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Stage {
+    /// Optimizer steps before it.
+    pub from_step: usize,
+    /// Number of parameters.
+    pub parameters: usize,
+    /// Floating-point operations of training for each token.
+    pub flops_per_token: f64,
+    /// Validation loss before the growth that began it, nats.
+    pub loss_before: Option<f64>,
+    /// Validation loss right after that growth, nats.
+    pub loss_after: Option<f64>,
+    /// Seconds that growth and comparison took.
+    pub seconds: Option<f64>,
+}
+
+/// Growth of a model between the steps of its training.
+pub trait GrowthHook<M: ChannelMixer>: Send + Sync {
+    /// The model that takes this one's place after `step` steps, if one does; the optimizer becomes its.
+    fn after(
+        &self,
+        step: usize,
+        model: &Rwkv7<M>,
+        optimizer: &mut ModuleOptimizer,
+    ) -> Option<Rwkv7<M>>;
+
+    /// The entries that existed before the last growth, if they train at their own rate.
+    fn frozen(&self, step: usize, model: &Rwkv7<M>) -> Option<FrozenEntries>;
+}
+
+/// Grows the model of a run by its [`Stages`], and logs every growth.
+pub struct Grower<S: Growable> {
+    /// The sizes.
+    pub stages: Stages<S>,
+    /// Seed of the new entries' values.
+    pub seed: u64,
+    /// Compares the models before and after.
+    pub validation: Arc<dyn DataLoader<LmBatch>>,
+    /// The run's folder, whose `config.json` changes.
+    pub dir: RunDir,
+    /// Gets a line about every growth.
+    pub log: MetricsLog,
+    /// Whether log lines may be shown: no dashboard is.
+    pub plain: bool,
+    /// Stops the run if the model cannot grow.
+    pub stop: Interrupter,
+    /// The reason then.
+    pub failure: Mutex<Option<TrainError>>,
+}
+
+impl<S: Growable> Grower<S> {
+    /// The model after the growth that is due after `step` steps, if one is.
+    pub fn grow(
+        &self,
+        step: usize,
+        model: &Rwkv7<S::Layer>,
+        optimizer: &mut ModuleOptimizer,
+    ) -> Result<Option<Rwkv7<S::Layer>>, TrainError> {
+        let Some((due, stage)) = self.stages.due(step) else {
+            return Ok(None);
+        };
+        let started = Instant::now();
+        let plan = &due.plan;
+        let large = grow_model(model, plan, &model.head.weight.device(), self.seed)?;
+        let state = match due.growth.optimizer {
+            true => grow_optimizer(plan, model, &large, optimizer.to_record())?,
+            false => OptimizerRecord::default(),
+        };
+        *optimizer = optimizer.clone().load_record(state);
+        let (before, after) = (self.loss(&model.valid())?, self.loss(&large.valid())?);
+        let stage = Stage {
+            loss_before: Some(before),
+            loss_after: Some(after),
+            seconds: Some(started.elapsed().as_secs_f64()),
+            ..stage
+        };
+        if self.plain {
+            log::info!(
+                "grown after {step} steps: {} parameters, validation loss {before:.4} before and {after:.4} after",
+                stage.parameters
+            );
+        }
+        self.log.growth(&stage)?;
+        self.dir.write_config(&checkpoint::config_json(&plan.to))?;
+        Ok(Some(large))
+    }
+
+    /// The error that a growth ended with.
+    pub fn failure(&self) -> Option<TrainError> {
+        self.slot().take()
+    }
+
+    /// All stages, as measured.
+    pub fn report(&self) -> Result<Vec<Stage>, TrainError> {
+        let logged = self.log.growths()?;
+        let measured = |stage: Stage| {
+            let mut lines = logged.iter().rev();
+            let found = lines.find(|line| line.from_step == stage.from_step);
+            found.cloned().unwrap_or(stage)
+        };
+        Ok(self.stages.all().map(measured).collect())
+    }
+
+    fn slot(&self) -> MutexGuard<'_, Option<TrainError>> {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Mean validation loss, nats.
+    fn loss(&self, model: &Rwkv7<S::Layer>) -> Result<f64, DataError> {
+        let device = model.head.weight.device();
+        let (mut sum, mut counted) = (0.0, 0);
+        for batch in self.validation.to_device(&device).iter() {
+            let batch = batch?;
+            let (logits, _) = model.forward(batch.inputs, None);
+            let loss = loss::cross_entropy(logits, batch.targets, batch.mask);
+            sum += f64::from(loss.into_scalar::<f32>()) * batch.counted as f64;
+            counted += batch.counted;
+        }
+        Ok(sum / counted.max(1) as f64)
+    }
+}
+
+impl<S: Growable> GrowthHook<S::Layer> for Grower<S> {
+    fn after(
+        &self,
+        step: usize,
+        model: &Rwkv7<S::Layer>,
+        optimizer: &mut ModuleOptimizer,
+    ) -> Option<Rwkv7<S::Layer>> {
+        match self.grow(step, model, optimizer) {
+            Ok(large) => large,
+            Err(error) => {
+                self.stop.stop(Some("the model cannot grow"));
+                *self.slot() = Some(error);
+                None
+            }
+        }
+    }
+
+    fn frozen(&self, step: usize, model: &Rwkv7<S::Layer>) -> Option<FrozenEntries> {
+        self.stages.frozen(step, model)
+    }
+}
