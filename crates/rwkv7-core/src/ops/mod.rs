@@ -3,7 +3,7 @@
 //! The WKV-7 recurrence and the reads of its states are [`wkv7()`], [`wkv7_traced`] and [`read_states`]; the other operations
 //! are its neighbours in a layer, the loss and the optimizer. A path is one of:
 //!
-//! - [`reference`]: the formula in tensor operations, on any backend, differentiable by autodiff. Every other path is tested
+//! - [`reference`](mod@reference): the formula in tensor operations, on any backend, differentiable by autodiff. Every other path is tested
 //!   against it.
 //! - [`chunked`]: the recurrence in matrix products over chunks of tokens, in tensor operations too.
 //! - a custom operation with hand-written gradients: a trait in `backends/mod.rs`, implemented for the CPU (kernels in `cpu/`),
