@@ -85,15 +85,11 @@ impl MetricsLog {
         atomic::write(path, |out| {
             for line in kept.lines() {
                 // The last line of a killed run may be cut.
-                let Ok(entry) = serde_json::from_str::<Value>(line) else {
+                let entry: Value = serde_json::from_str(line).unwrap_or_default();
+                let epoch = entry["epoch"].as_u64().map(|epoch| epoch as usize);
+                let Some(epoch) = epoch.filter(|&e| steps.done > 0 && e <= steps.done) else {
                     continue;
                 };
-                let Some(epoch) = entry["epoch"].as_u64().map(|epoch| epoch as usize) else {
-                    continue;
-                };
-                if epoch > steps.done || steps.done == 0 {
-                    continue;
-                }
                 if let (Some("valid"), Some(loss)) =
                     (entry["split"].as_str(), entry["loss"].as_f64())
                 {
