@@ -1,17 +1,13 @@
 //! A checkpoint file that grows: made, compared, and only then given its name.
 
 use std::{
-    io,
     path::Path,
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use burn::tensor::{DType, Device, Int, Tensor};
-use rwkv7_core::{
-    atomic,
-    checkpoint::{self, Checkpoint, CheckpointError, Format},
-};
+use rwkv7_core::checkpoint::{self, Checkpoint, CheckpointError, Format};
 
 use crate::{
     Difference, Growable, Method, Plan, ScalingError,
@@ -21,6 +17,9 @@ use crate::{
 
 /// Time between two lines of progress.
 const INTERVAL: Duration = Duration::from_secs(5);
+
+/// The beginning of the name of a file that is not finished.
+const UNFINISHED: &str = ".incomplete-";
 
 /// Writes a larger model to a safetensors file, tensor by tensor. Progress goes to [`log`].
 ///
@@ -112,16 +111,24 @@ impl<'a, S: Growable> Growth<'a, S> {
             path: output.to_path_buf(),
             source,
         };
-        let mut made = Ok(None);
-        let named = atomic::replace(output, |temporary| {
-            made = self.make(source, temporary, output);
-            match made {
-                Ok(_) => Ok(()),
-                Err(_) => Err(io::Error::other("the growth failed")),
-            }
-        });
-        let difference = made?;
-        named.map_err(cannot)?;
+        let folder = match output.parent() {
+            Some(folder) if !folder.as_os_str().is_empty() => folder,
+            _ => Path::new("."),
+        };
+        // The file is removed unless it gets its name.
+        let unnamed = tempfile::Builder::new()
+            .prefix(UNFINISHED)
+            .tempfile_in(folder)
+            .map_err(cannot)?
+            .into_temp_path();
+        let difference = self.make(source, &unnamed, output)?;
+        unnamed
+            .persist(output)
+            .map_err(|error| cannot(error.error))?;
+        #[cfg(unix)]
+        std::fs::File::open(folder)
+            .and_then(|folder| folder.sync_all())
+            .map_err(cannot)?;
         Ok(difference)
     }
 
