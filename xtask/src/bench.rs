@@ -5,7 +5,7 @@ use std::{path::PathBuf, process::Command};
 use clap::{Args, ValueEnum};
 use serde_json::Value;
 
-/// What is measured.
+/// The options of the benchmark.
 #[derive(Args)]
 pub struct Bench {
     /// A device as `metastate --device` takes it; its cargo feature is switched on.
@@ -17,12 +17,12 @@ pub struct Bench {
     /// The Python that has torch.
     #[arg(long, value_name = "PATH", default_value = "python3")]
     python: PathBuf,
-    /// Leave out the operator and the products alone.
+    /// Leave out the benchmarks of single operations.
     #[arg(long)]
     skip_operator: bool,
     /// Arithmetic of the products with weight matrices; not every device has bf16.
     #[arg(long, value_delimiter = ',', default_values = ["f32", "bf16"])]
-    products: Vec<String>,
+    precision: Vec<String>,
     #[arg(long, default_value_t = 6)]
     layers: usize,
     #[arg(long, default_value_t = 512)]
@@ -45,7 +45,7 @@ pub struct Bench {
 /// Ours, as the benchmark of a step calls them; ratios are to the first one.
 const ARCHITECTURES: [&str; 3] = ["rwkv7", "meta-state", "meta-state-paper"];
 
-/// What to compare with.
+/// A program to compare with.
 #[derive(Clone, Copy, ValueEnum)]
 enum Other {
     /// `xtask/bench/rwkv7_step.py`, eager and with torch.compile, f32 and bf16 autocast.
@@ -81,11 +81,11 @@ impl Bench {
         let mut rows = Vec::new();
         let mut ours = 0;
         for arch in ARCHITECTURES {
-            for products in &self.products {
-                match self.step(arch, products, features.as_deref()) {
+            for precision in &self.precision {
+                match self.step(arch, precision, features.as_deref()) {
                     Ok(row) => rows.push(row),
                     // The program has said why: a device without such products, above all.
-                    Err(error) if !rows.is_empty() => eprintln!("{products} is left out: {error}"),
+                    Err(error) if !rows.is_empty() => eprintln!("{precision} is left out: {error}"),
                     Err(error) => return Err(error),
                 }
             }
@@ -106,14 +106,14 @@ impl Bench {
         Ok(())
     }
 
-    fn step(&self, arch: &str, products: &str, features: Option<&str>) -> Result<Row, String> {
-        let mut command = cargo("metastate", "training_step", features);
+    fn step(&self, arch: &str, precision: &str, features: Option<&str>) -> Result<Row, String> {
+        let mut command = cargo("metastate-cli", "training_step", features);
         command.args(["--", "--device", &self.device]);
-        command.args(["--arch", arch, "--products", products]);
+        command.args(["--arch", arch, "--precision", precision]);
         let json = last_json(command.args(self.sizes()))?;
         let number = |key: &str| json[key].as_f64().unwrap_or(f64::NAN);
         Ok(Row {
-            name: format!("{arch}, {products}"),
+            name: format!("{arch}, {precision}"),
             best: number("tokens_per_second_best"),
             median: number("tokens_per_second_median"),
             memory: number("peak_memory_bytes"),

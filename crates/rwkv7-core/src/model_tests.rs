@@ -172,7 +172,7 @@ fn a_later_token_changes_no_earlier_logit() {
     assert_ne!(before[13 * VOCAB..], after[13 * VOCAB..]);
 }
 
-/// Reference `rwkv7.md` 3.1: at the start every block adds nothing and the logits have a standard deviation near 0.49.
+/// `docs/src/rwkv7.md`, "Initial values": at the start every block adds nothing and the logits have a standard deviation near 0.49.
 #[test]
 fn initial_loss_is_log_of_the_vocabulary_and_a_little() {
     let device = Device::default();

@@ -15,7 +15,7 @@ pub const LENGTHS: [u32; 9] = [3, 6, 9, 12, 15, 18, 21, 24, 30];
 /// The accuracies at [`LENGTHS`], in a run's folder.
 pub const FILE: &str = "lengths.json";
 
-/// Asks a trained model for what `lengths.json` does not have yet.
+/// Asks a trained model for the lengths that `lengths.json` does not have yet.
 pub fn ask(run: &Run, metastate: &Metastate) -> Result<(), String> {
     let path = run.folder.join(FILE);
     let mut known = read(&path)?;
@@ -71,7 +71,7 @@ fn evaluate(run: &Run, metastate: &Metastate, digits: &str) -> Result<Value, Str
     }
 }
 
-/// What `lengths.json` has: an object for each number of digits.
+/// The content of `lengths.json`: an object for each number of digits.
 pub fn read(path: &Path) -> Result<Map<String, Value>, String> {
     if !path.exists() {
         return Ok(Map::new());

@@ -2,8 +2,8 @@
 //!
 //! | in the output folder | |
 //! |---|---|
-//! | `{run}/` | what `metastate train` leaves; a run's last part is its seed |
-//! | `{run}.log` | what it printed |
+//! | `{run}/` | the files of `metastate train`. The last part of a run's name is the seed |
+//! | `{run}.log` | the output of `metastate train` |
 //!
 //! A run that has a `report.json` is not done again, so a stopped study goes on where it was.
 
@@ -23,7 +23,7 @@ use std::{
 
 use clap::Args;
 
-use page::Place;
+use page::Section;
 use plot::Plot;
 use runs::{Metastate, Run};
 
@@ -33,7 +33,7 @@ pub use meta_state::MetaState;
 /// Where the documentation is, seen from the repository's root.
 const DOCS: &str = "docs/src";
 
-/// What all studies are given.
+/// Options of every study.
 #[derive(Args)]
 struct Options {
     /// The text of `shakespeare-char`.
@@ -57,30 +57,30 @@ struct Options {
     binary: Option<PathBuf>,
 }
 
-/// What a study shows.
+/// The results of a study.
 struct Results {
     markdown: String,
     plots: Vec<Plot>,
 }
 
 impl Options {
-    /// Does the runs that are missing, and prints the results or writes them into their place.
+    /// Does the runs that are missing, and prints the results or writes them into their section.
     fn run(
         &self,
         runs: Vec<Run>,
-        place: &Place,
+        section: &Section,
         results: impl FnOnce() -> Result<Results, String>,
     ) -> Result<(), String> {
         if self.write_docs {
-            // Whether the results have a place is known before hours of training.
-            place.check(Path::new(DOCS))?;
+            // A page without the markers is an error before hours of training, not after.
+            section.check(Path::new(DOCS))?;
         }
         let failures = if self.skip_runs {
             vec![]
         } else {
             self.train(runs)?
         };
-        let shown = results().and_then(|results| self.show(place, &results));
+        let shown = results().and_then(|results| self.show(section, &results));
         for failure in &failures {
             eprintln!("failed: {failure}");
         }
@@ -96,7 +96,7 @@ impl Options {
         }
     }
 
-    /// Does the runs that are selected; what failed.
+    /// Does the selected runs, and returns the failures.
     fn train(&self, mut runs: Vec<Run>) -> Result<Vec<String>, String> {
         let only = self.only.as_deref().unwrap_or_default();
         runs.retain(|run| run.name.contains(only));
@@ -116,20 +116,20 @@ impl Options {
     }
 
     #[allow(clippy::print_stdout)]
-    fn show(&self, place: &Place, results: &Results) -> Result<(), String> {
+    fn show(&self, section: &Section, results: &Results) -> Result<(), String> {
         if !self.write_docs {
             println!("{}", results.markdown);
             return Ok(());
         }
         let docs = Path::new(DOCS);
-        let page = place.filled(docs, &results.markdown)?;
+        let page = section.filled(docs, &results.markdown)?;
         let folder = docs.join(plot::FOLDER);
         fs::create_dir_all(&folder).map_err(at(&folder))?;
         for plot in &results.plots {
             let path = folder.join(&plot.file);
             fs::write(&path, plot.svg()?).map_err(at(&path))?;
         }
-        let path = docs.join(place.page);
+        let path = docs.join(section.page);
         fs::write(&path, page).map_err(at(&path))
     }
 }

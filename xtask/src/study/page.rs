@@ -1,4 +1,4 @@
-//! Parts of a page of results, and its place in the documentation.
+//! Parts of a page of results, and the section of the book that holds the results.
 
 use std::{collections::BTreeSet, fs, path::Path};
 
@@ -46,14 +46,14 @@ pub fn thousands(number: u64) -> String {
     grouped
 }
 
-/// A place in the book: between `<!-- {name}:begin -->` and `<!-- {name}:end -->`.
-pub struct Place {
+/// A section of a page of the book: between `<!-- {name}:begin -->` and `<!-- {name}:end -->`.
+pub struct Section {
     /// The file in the documentation's folder.
     pub page: &'static str,
     pub name: &'static str,
 }
 
-impl Place {
+impl Section {
     /// The page with the results between its markers; not if they lack a line that a table of the page has.
     pub fn filled(&self, docs: &Path, results: &str) -> Result<String, String> {
         let path = docs.join(self.page);
@@ -85,7 +85,7 @@ impl Place {
         Ok(format!("{before}\n{}\n{after}", results.trim()))
     }
 
-    /// The page up to the first marker and with it, what is between the markers, and the rest.
+    /// The page up to the end of the first marker, the text between the markers, and the rest.
     fn around<'a>(&self, page: &'a str) -> Result<[&'a str; 3], String> {
         let [begin, end] = ["begin", "end"].map(|part| format!("<!-- {}:{part} -->", self.name));
         let count = |marker: &str| page.matches(marker).count();
@@ -106,7 +106,7 @@ impl Place {
     }
 }
 
-/// The sections and first cells of what tables have.
+/// The section and the first cell of every line of a table.
 fn lines_of_tables(page: &str) -> BTreeSet<(&str, &str)> {
     let mut section = "";
     let mut lines = BTreeSet::new();
@@ -125,7 +125,7 @@ fn lines_of_tables(page: &str) -> BTreeSet<(&str, &str)> {
 mod tests {
     use super::*;
 
-    const PLACE: Place = Place {
+    const SECTION: Section = Section {
         page: "page.md",
         name: "study",
     };
@@ -136,8 +136,8 @@ mod tests {
     fn results_go_between_the_markers_and_leave_the_rest_of_the_page() {
         let page = format!("before\n{BEGIN}\nold\n{END}\nafter\n");
         let expected = format!("before\n{BEGIN}\nnew\n{END}\nafter\n");
-        assert_eq!(PLACE.fill(&page, "new\n").unwrap(), expected);
-        assert_eq!(PLACE.fill(&expected, "new\n").unwrap(), expected);
+        assert_eq!(SECTION.fill(&page, "new\n").unwrap(), expected);
+        assert_eq!(SECTION.fill(&expected, "new\n").unwrap(), expected);
     }
 
     #[test]
@@ -147,9 +147,11 @@ mod tests {
             format!("### `reverse`\n\n{}", table(&["variant", "loss"], rows))
         };
         let page = format!("{BEGIN}\n{}{END}\n", results(&["rwkv7", "l2"]));
-        let error = PLACE.fill(&page, &results(&["rwkv7", "new"])).unwrap_err();
+        let error = SECTION
+            .fill(&page, &results(&["rwkv7", "new"]))
+            .unwrap_err();
         assert!(error.contains("lost: `reverse`: l2; finish"), "{error}");
-        let filled = PLACE
+        let filled = SECTION
             .fill(&page, &results(&["rwkv7", "l2", "new"]))
             .unwrap();
         assert!(filled.contains("| new | 1 |"));
@@ -164,7 +166,7 @@ mod tests {
             format!("{END}\n{BEGIN}"),
             format!("{BEGIN}{END}{BEGIN}{END}"),
         ] {
-            assert!(PLACE.fill(&page, "new").unwrap_err().contains(BEGIN));
+            assert!(SECTION.fill(&page, "new").unwrap_err().contains(BEGIN));
         }
     }
 

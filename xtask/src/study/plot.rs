@@ -37,7 +37,7 @@ pub struct Plot {
     /// The file's name.
     pub file: String,
     pub title: String,
-    /// What the horizontal axis counts.
+    /// The label of the horizontal axis.
     pub x: &'static str,
     pub lines: Vec<Line>,
 }

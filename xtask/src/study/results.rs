@@ -1,4 +1,4 @@
-//! What finished runs say, read from their files.
+//! The content of finished runs, read from their files.
 
 use std::{
     collections::BTreeMap,

@@ -34,7 +34,7 @@ pub struct Run {
     /// The folder in that of the study; its last part is the seed.
     pub name: String,
     pub folder: PathBuf,
-    /// What `metastate train --set` is given.
+    /// The arguments of `metastate train --set`.
     pub settings: Vec<String>,
     log: PathBuf,
 }
@@ -112,7 +112,7 @@ impl Run {
     }
 }
 
-/// Does what is missing, some runs at a time; what failed.
+/// Does the missing runs, some at a time, and returns the failures.
 pub fn finish(
     runs: &[Run],
     jobs: NonZeroUsize,
@@ -175,11 +175,11 @@ impl Metastate {
 
 fn build() -> Result<PathBuf, String> {
     let status = Command::new("cargo")
-        .args(["build", "--release", "-p", "metastate"])
+        .args(["build", "--release", "-p", "metastate-cli"])
         .status()
         .map_err(|e| format!("cargo: {e}"))?;
     if !status.success() {
-        return Err(format!("cargo build --release -p metastate: {status}"));
+        return Err(format!("cargo build --release -p metastate-cli: {status}"));
     }
     Ok("target/release/metastate".into())
 }

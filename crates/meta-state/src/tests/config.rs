@@ -4,9 +4,8 @@ use burn::{module::Module, tensor::Device};
 
 use super::*;
 
-/// Reference `growth-and-evaluation.md` C.1, in millions of parameters, V = 50,304: name, L, C, RWKV-7, shared W_oms,
-/// W_oms per head, values of the state. Its counts for a shared W_oms are those of 12 heads whatever the width is; these are
-/// of heads of 64.
+/// The table of `docs/src/meta-state.md`, "Sizes", in millions of parameters, V = 50,304, heads of 64: name, L, C, RWKV-7,
+/// shared W_oms, W_oms per head, values of the state.
 const SIZES: [(&str, usize, usize, f64, f64, f64, f64); 4] = [
     ("150M", 12, 768, 167.7, 111.6, 118.1, 1.18),
     ("450M", 18, 1024, 342.8, 193.0, 210.7, 2.36),

@@ -1,6 +1,6 @@
 //! Magnitudes and rank of the layer's values on random inputs, and that training stays finite.
 //!
-//! The figures are those of the reference `growth-and-evaluation.md` C.3: one head of 64, gates at RWKV-7's initial values
+//! The figures are those of `docs/src/meta-state.md`, "Diagnostics": one head of 64, gates at RWKV-7's initial values
 //! (per channel, constant in time), random keys, values and queries. Rank and cosine leave out the first 64 tokens.
 
 use std::io::Write;

@@ -38,7 +38,7 @@ fn world(text: &str) -> Result<WorldTokenizer, TokenizerError> {
     WorldTokenizer::from_bytes(text.as_bytes(), Path::new("vocab.txt"))
 }
 
-/// Reference `rwkv7.md` 5.1: ids of the published tokenizer.
+/// Ids of the published tokenizer: `docs/src/checkpoints.md`, "Tokenizers".
 #[test]
 fn golden_ids_of_the_published_vocabulary() {
     let Some(path) = data("vocab/rwkv_vocab_v20230424.txt") else {

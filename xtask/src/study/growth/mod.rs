@@ -12,19 +12,19 @@ use clap::Args;
 
 use super::{
     Options, Results,
-    page::Place,
+    page::Section,
     plot::{Line, Plot},
     runs::{Recipe, Run},
 };
 use results::{Row, Table};
-use variants::{Arch, SCRATCH, VARIANTS};
+use variants::{Arch, SCRATCH, STUDY};
 
-const PLACE: Place = Place {
-    page: "growth.md",
+const SECTION: Section = Section {
+    page: "growth-results.md",
     name: "growth",
 };
 
-/// What is trained, and where the results go: `docs/src/growth.md`.
+/// The runs of the study. The results go to `docs/src/growth-results.md`.
 #[derive(Args)]
 pub struct Growth {
     /// Seeds of every variant.
@@ -37,10 +37,10 @@ pub struct Growth {
 }
 
 impl Growth {
-    /// Runs what is missing and prints or writes the results.
+    /// Does the missing runs, then prints or writes the results.
     pub fn run(&self) -> Result<(), String> {
         let runs = plan(&self.out, self.seeds);
-        self.options.run(runs, &PLACE, || read(&self.out))
+        self.options.run(runs, &SECTION, || read(&self.out))
     }
 }
 
@@ -49,7 +49,7 @@ fn plan(out: &Path, seeds: u64) -> Vec<Run> {
     let mut runs = vec![];
     for seed in 0..seeds {
         for arch in Arch::ALL {
-            for variant in VARIANTS {
+            for variant in &STUDY.variants {
                 let name = format!("{}/{seed}", variant.folder(arch));
                 let settings = variant.settings(arch, seed);
                 runs.push(Run::new(out, Recipe::Shakespeare, name, settings));
@@ -85,7 +85,7 @@ fn plot(table: &Table) -> Plot {
             .map(|(&step, &loss)| (table.share(row.cost.flops(0..step)), loss))
             .collect()
     };
-    let lines = VARIANTS.iter().map(|variant| {
+    let lines = STUDY.variants.iter().map(|variant| {
         let mut rows = table.rows.iter();
         let row = rows.find(|row| row.variant.name == variant.name);
         Line {
@@ -120,7 +120,8 @@ mod tests {
 
     /// A finished run; its models cost `flops` a token, its validations are after equally many steps.
     fn finish(out: &Path, name: &str, flops: &[u32], loss: f64, losses: &[f64]) {
-        let variant = VARIANTS
+        let variant = STUDY
+            .variants
             .iter()
             .find(|v| name.contains(&format!("/{}/", v.name)));
         let (mut start, mut stages) = (0, vec![]);

@@ -6,20 +6,20 @@ use super::{
     super::page::{missing, table, thousands, with_deviation},
     plot,
     results::{Row, Table},
-    variants::{LADDER, VARIANTS},
+    variants::STUDY,
 };
 
 /// All tables.
 pub fn markdown(tables: &[Table]) -> String {
     let mut page = String::from(
-        "`cargo xtask growth --data input.txt --write-docs` trains what is missing and writes what follows: the recipe\n\
-         `shakespeare-char` with other sizes, steps and validations. A model A becomes B and then C; from scratch C is trained alone.\n\
-         Loss is the mean over seeds ± the standard deviation of the sample, where there are several; compute is the FLOPs of\n\
+        "`cargo xtask growth --data input.txt --write-docs` trains the missing runs and writes this section. The recipe is `shakespeare-char`\n\
+         with other sizes, steps and validations. Model A grows into B, and B grows into C. The variants from scratch train C alone.\n\
+         Loss is the mean over seeds, and the standard deviation of the sample stands after ±. Compute is the floating-point operations of\n\
          training, in % of those of `scratch`.\n\n",
     );
     page += &table(
         &["model", "layers", "width", "feed-forward of RWKV-7"],
-        LADDER.iter().map(|size| {
+        STUDY.sizes.iter().map(|size| {
             let numbers = [size.layers, size.width, size.ffn_size].map(|n| n.to_string());
             [vec![size.name.to_string()], numbers.into()].concat()
         }),
@@ -27,7 +27,8 @@ pub fn markdown(tables: &[Table]) -> String {
     page += "\n";
     page += &table(
         &["variant", ""],
-        VARIANTS
+        STUDY
+            .variants
             .iter()
             .map(|variant| vec![variant.name.into(), variant.description.into()]),
     );
@@ -39,7 +40,7 @@ pub fn markdown(tables: &[Table]) -> String {
 
 fn section(results: &Table) -> String {
     let arch = results.arch.name();
-    let growths = LADDER.windows(2);
+    let growths = STUDY.sizes.windows(2);
     let growths: Vec<String> = growths
         .map(|pair| format!("{} to {}", pair[0].name, pair[1].name))
         .collect();
@@ -54,7 +55,7 @@ fn section(results: &Table) -> String {
     titles.extend(growths.iter().map(String::as_str));
     let mut page = format!(
         "\n### `{arch}`\n\n\
-         Loss of the best epoch's model on the whole validation text, and in validations right before and after each growth.\n\n{}{}",
+         The loss is that of the best epoch's model on the whole validation text. The last columns have the loss of the validations right before and after each growth.\n\n{}{}",
         table(&titles, results.rows.iter().map(|row| cells(results, row))),
         missing(&results.missing)
     );
@@ -76,7 +77,7 @@ fn cells(results: &Table, row: &Row) -> Vec<String> {
         percent(results, row, row.cost.steps()),
         with_deviation(row.loss.0, row.loss.1, 4),
     ];
-    cells.extend((1..LADDER.len()).map(|growth| {
+    cells.extend((1..STUDY.sizes.len()).map(|growth| {
         let losses = row.growths.get(growth - 1);
         losses.map_or(String::new(), |[before, after]| {
             format!("{before:.4} → {after:.4}")
@@ -85,10 +86,10 @@ fn cells(results: &Table, row: &Row) -> Vec<String> {
     cells
 }
 
-/// What it takes to be as good as scratch.
+/// The table of the steps, tokens and compute at which a variant is as good as scratch.
 fn reached(results: &Table) -> String {
     let target = results.scratch().last_loss();
-    let [.., last] = &LADDER;
+    let last = STUDY.last_size();
     let tokens = format!("tokens of {}", last.name);
     let compute = format!("compute of {}, %", last.name);
     let rows = results.rows.iter().map(|row| {
@@ -109,7 +110,7 @@ fn reached(results: &Table) -> String {
         ]
     });
     format!(
-        "\nUntil the mean over seeds of the validation loss, known every 100 steps, is first at or below {target:.4}, which `scratch` ends with:\n\n{}",
+        "\nThe validation loss is measured every 100 steps. A variant reaches `scratch` when the mean over seeds is at most {target:.4}, the last value of `scratch`:\n\n{}",
         table(
             &["variant", "step", "tokens", "compute, %", &tokens, &compute],
             rows

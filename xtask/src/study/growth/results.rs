@@ -1,10 +1,10 @@
-//! What the finished runs say, and what they cost.
+//! The results of the finished runs, and their cost.
 
 use std::{collections::BTreeMap, ops::Range, path::Path};
 
 use super::{
     super::results::{Json, finished, mean_and_deviation, mean_by_step, validations},
-    variants::{Arch, SCRATCH, VARIANTS, Variant},
+    variants::{Arch, SCRATCH, STUDY, Variant},
 };
 
 /// The results of an architecture.
@@ -16,7 +16,7 @@ pub struct Table {
     pub missing: Vec<&'static str>,
 }
 
-/// What a variant's finished runs came to.
+/// The results of a variant's finished runs.
 pub struct Row {
     pub variant: &'static Variant,
     pub seeds: usize,
@@ -30,14 +30,14 @@ pub struct Row {
     pub losses: BTreeMap<u64, f64>,
 }
 
-/// What a run came to, as in [`Row`].
+/// The results of a run, as in [`Row`].
 struct Finished {
     loss: f64,
     growths: Vec<[f64; 2]>,
     losses: BTreeMap<u64, f64>,
 }
 
-/// What training costs, step by step.
+/// The cost of training, step by step.
 #[derive(Debug, PartialEq)]
 pub struct Cost {
     /// One for each model, in order.
@@ -57,7 +57,7 @@ impl Table {
     /// Reads the finished runs; none where scratch has none, as nothing could be measured by it.
     pub fn read(out: &Path, arch: Arch) -> Result<Option<Self>, String> {
         let (mut rows, mut missing) = (vec![], vec![]);
-        for variant in VARIANTS {
+        for variant in &STUDY.variants {
             match Row::read(&out.join(variant.folder(arch)), variant)? {
                 Some(row) => rows.push(row),
                 None if variant.name == SCRATCH => return Ok(None),
@@ -233,7 +233,7 @@ mod tests {
     #[test]
     fn a_loss_is_reached_at_the_first_step_that_is_not_above_it() {
         let row = Row {
-            variant: &VARIANTS[0],
+            variant: &STUDY.variants[0],
             seeds: 1,
             cost: Cost {
                 stages: vec![],

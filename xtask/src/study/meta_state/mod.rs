@@ -12,7 +12,7 @@ use clap::Args;
 
 use super::{
     Options, Results,
-    page::Place,
+    page::Section,
     plot::{Line, Plot},
     results::mean_by_step,
     runs::{Recipe, Run},
@@ -22,12 +22,12 @@ use variants::{Scale, VARIANTS};
 
 const RECIPES: [Recipe; 2] = [Recipe::Reverse, Recipe::Shakespeare];
 
-const PLACE: Place = Place {
-    page: "meta-state.md",
+const SECTION: Section = Section {
+    page: "meta-state-results.md",
     name: "study",
 };
 
-/// What is trained, and where the results go: `docs/src/meta-state.md`.
+/// The runs of the study. The results go to `docs/src/meta-state-results.md`.
 #[derive(Args)]
 pub struct MetaState {
     /// Seeds of every variant.
@@ -40,10 +40,10 @@ pub struct MetaState {
 }
 
 impl MetaState {
-    /// Runs what is missing and prints or writes the results.
+    /// Does the missing runs, then prints or writes the results.
     pub fn run(&self) -> Result<(), String> {
         let runs = plan(&self.out, self.seeds);
-        self.options.run(runs, &PLACE, || read(&self.out))
+        self.options.run(runs, &SECTION, || read(&self.out))
     }
 }
 
@@ -53,7 +53,7 @@ fn plan(out: &Path, seeds: u64) -> Vec<Run> {
     for seed in 0..seeds {
         for recipe in RECIPES {
             for scale in Scale::ALL {
-                for variant in VARIANTS {
+                for variant in VARIANTS.iter() {
                     let further = variant.further_settings(recipe, scale);
                     let (Some(further), Some(folder)) = (further, variant.folder(recipe, scale))
                     else {
@@ -64,7 +64,7 @@ fn plan(out: &Path, seeds: u64) -> Vec<Run> {
                         continue;
                     }
                     let seed = format!("seed={seed}");
-                    let settings = variant.settings.iter().chain(further).copied();
+                    let settings = variant.settings.iter().chain(further).map(String::as_str);
                     let settings = settings.chain(variant.diagnostics());
                     let settings = settings.chain([seed.as_str()]).map(String::from).collect();
                     runs.push(Run::new(out, recipe, name, settings));

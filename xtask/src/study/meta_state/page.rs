@@ -17,13 +17,13 @@ use super::{
 /// All tables.
 pub fn markdown(tables: &[Table]) -> String {
     let mut page = String::from(
-        "`cargo xtask study --data input.txt --write-docs` trains what is missing and writes what follows: the mean over seeds\n\
-         ± the standard deviation of the sample, where there are several. Runs of Meta-State have `diagnostics=true` besides.\n\n",
+        "`cargo xtask study --data input.txt --write-docs` trains the missing runs and writes this section. A number is the mean over seeds.\n\
+         The standard deviation of the sample stands after ± where there are several seeds. Runs of Meta-State also have `diagnostics=true`.\n\n",
     );
     page += &table(
         &["variant", "", "`--set`"],
         VARIANTS.iter().map(|variant| {
-            let settings = list(variant.settings);
+            let settings = list(&variant.settings);
             vec![variant.name.into(), variant.description.into(), settings]
         }),
     );
@@ -42,7 +42,7 @@ fn section(results: &Table) -> String {
     });
     let further: String = further.collect();
     if !further.is_empty() {
-        page += &format!("More settings than above:\n\n{further}\n");
+        page += &format!("Further settings:\n\n{further}\n");
     }
 
     let mut titles = vec!["variant", "parameters", "seeds"];
@@ -102,13 +102,13 @@ fn lengths(results: &Table) -> String {
         name.chain(LENGTHS.map(cell)).collect()
     });
     format!(
-        "\nAnswers right, %, by the length of the number; training has numbers of up to {} digits.\n\n{}",
+        "\nAnswers right in %, by the length of the number. Training has numbers of up to {} digits.\n\n{}",
         longest.join(" or "),
         table(&titles.collect::<Vec<_>>(), rows)
     )
 }
 
-/// What layers measured of themselves, where a run had `diagnostics` on.
+/// The layers' measurements, for runs with `diagnostics`.
 fn layers(results: &Table) -> String {
     let runs = || results.rows.iter().flat_map(|row| &row.runs);
     let names: BTreeSet<&str> = runs()
@@ -127,7 +127,7 @@ fn layers(results: &Table) -> String {
         .chain(names.iter().copied())
         .collect();
     format!(
-        "\nIn the last validation, from the first layer to the last, means over the runs that measured it:\n\n{}",
+        "\nThe layers' measurements in the last validation, from the first layer to the last. A number is the mean over the runs that measured:\n\n{}",
         table(&titles, rows)
     )
 }
@@ -144,7 +144,7 @@ fn of_layers(row: &Row, name: &str) -> String {
     means.collect::<Vec<_>>().join(", ")
 }
 
-fn list(settings: &[&str]) -> String {
+fn list(settings: &[String]) -> String {
     let quoted: Vec<String> = settings.iter().map(|s| format!("`{s}`")).collect();
     quoted.join(" ")
 }

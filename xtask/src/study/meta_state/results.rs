@@ -1,4 +1,4 @@
-//! What the finished runs say, read from their files.
+//! The results of the finished runs, read from their files.
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -29,7 +29,7 @@ pub struct Row {
     pub runs: Vec<Finished>,
 }
 
-/// What a run came to.
+/// The results of a run.
 #[derive(Debug, PartialEq)]
 pub struct Finished {
     /// Of the model.
@@ -42,7 +42,7 @@ pub struct Finished {
     pub lengths: BTreeMap<u32, f64>,
     /// Validation loss by step.
     pub losses: BTreeMap<u64, f64>,
-    /// What layers measured in the last validation, by name, layer after layer.
+    /// The layers' measurements in the last validation, by name, layer after layer.
     pub layers: BTreeMap<String, Vec<f64>>,
 }
 
@@ -56,7 +56,7 @@ pub struct Column {
 }
 
 impl Recipe {
-    /// What is compared; the last column decides the order.
+    /// The columns of the table. The last column decides the order.
     pub fn results(self) -> &'static [Column] {
         match self {
             Self::Reverse => &[
@@ -90,7 +90,7 @@ impl Table {
     /// Reads the finished runs.
     pub fn read(out: &Path, recipe: Recipe, scale: Scale) -> Result<Self, String> {
         let (mut rows, mut missing) = (vec![], vec![]);
-        for variant in VARIANTS {
+        for variant in VARIANTS.iter() {
             let Some(folder) = variant.folder(recipe, scale) else {
                 continue;
             };
@@ -180,7 +180,7 @@ fn layers(entry: &Value) -> BTreeMap<String, Vec<f64>> {
     let mut layers: BTreeMap<String, BTreeMap<usize, f64>> = BTreeMap::new();
     for (key, value) in entry.as_object().into_iter().flatten() {
         if let Some((layer, name)) = measurement(key) {
-            // What is no number is null in JSON.
+            // JSON has null for a value that is not finite.
             let value = value.as_f64().unwrap_or(f64::NAN);
             layers.entry(name).or_default().insert(layer, value);
         }
