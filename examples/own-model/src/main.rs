@@ -16,12 +16,12 @@ use burn::{
 use meta_state::{MetaState, MetaStateConfig, MetaStateLm, MetaStateModelConfig};
 use metastate_zoo::{self as zoo, Entry};
 use rwkv7_core::{
-    Rwkv7Config,
+    Generator, Rwkv7Config,
     layers::{Block, Lengths},
     loss,
     optimizer::OptimizerConfig,
     sampling::{Sampler, SamplerConfig},
-    tokenizer::{ByteTokenizer, StreamDecoder, Tokenizer},
+    tokenizer::ByteTokenizer,
 };
 
 /// Tags every digit of a sequence with the sum of the digits so far, modulo 5.
@@ -112,28 +112,15 @@ fn generate(number: &str, device: &Device) -> Result<String, Box<dyn Error>> {
     let zoo = zoo::find("reverse-meta-state").and_then(Entry::weights);
     let weights = zoo.ok_or("the zoo has no such model")??;
     let (_config, model): (MetaStateModelConfig, MetaStateLm) = weights.load(device)?;
-    let tokenizer = ByteTokenizer;
-    let mut ids = vec![tokenizer.end_of_text()];
-    ids.extend(tokenizer.encode(&format!("{number},"))?);
-    let ids: Vec<i32> = ids.into_iter().map(|id| id as i32).collect();
-    let prompt = Tensor::<1, Int>::from_data(ids.as_slice(), device).unsqueeze::<2>();
-
-    let mut sampler = Sampler::new(SamplerConfig {
+    let sampler = Sampler::new(SamplerConfig {
         temperature: 0.0,
         ..Default::default()
     })?;
-    let mut text = StreamDecoder::new(&tokenizer);
-    let mut answer = String::new();
-    let (mut logits, mut state) = model.prefill(prompt, None);
-    for _ in 0..2 * number.len() {
-        let id = sampler.sample(&logits.into_data().try_to_vec::<f32>()?)?;
-        if id == tokenizer.end_of_text() {
-            break;
-        }
-        answer.push_str(&text.push(id)?);
-        (logits, state) = model.step(Tensor::from_data([id as i32], device), state);
-    }
-    Ok(answer)
+    let mut generator = Generator::new(&model, sampler).with_max_tokens(2 * number.len());
+    let answer = generator
+        .text(&ByteTokenizer, &format!("{number},"))?
+        .collect::<Result<String, _>>()?;
+    Ok(answer.trim().to_string())
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
