@@ -125,7 +125,7 @@ fn custom_operation_any_output_alone() {
     }
 }
 
-/// Where the oracle runs: a software GPU driver would compile kernels for minutes.
+/// Where the reference runs: a software GPU driver would compile kernels for minutes.
 fn slow_device() -> Device {
     #[cfg(feature = "flex")]
     return Device::flex();
