@@ -35,7 +35,7 @@ pub fn main() -> Result<(), Box<dyn Error>> {
     };
     println!("{} numbers to learn from", training.len());
     let loader = |task: Reverse, device: &Device| {
-        DataLoaderBuilder::new(LmBatcher::default())
+        DataLoaderBuilder::new(LmBatcher)
             .batch_size(32)
             .set_device(device.clone())
             .build(task)

@@ -104,7 +104,7 @@ pub struct Eval {
     /// Digits of the numbers of task `reverse`, from 3, as training sees all shorter numbers.
     #[arg(long, value_name = "N", default_value_t = 15, value_parser = clap::value_parser!(u16).range(3..))]
     pub digits: u16,
-    /// byte, an RWKV World vocabulary or a Hugging Face tokenizer.json. Default: the model folder's.
+    /// byte, an RWKV World vocabulary or a Hugging Face tokenizer.json. Default: the one that the model was trained with.
     #[arg(long, value_name = "byte|PATH")]
     pub tokenizer: Option<String>,
     /// The key of the text in .jsonl files.
@@ -125,7 +125,7 @@ pub struct Generate {
     /// A model of the zoo, a training output folder or a checkpoint file.
     #[arg(long, value_name = "NAME|PATH")]
     pub model: PathBuf,
-    /// byte, an RWKV World vocabulary or a Hugging Face tokenizer.json. Default: the model folder's.
+    /// byte, an RWKV World vocabulary or a Hugging Face tokenizer.json. Default: the one that the model was trained with.
     #[arg(long, value_name = "byte|PATH")]
     pub tokenizer: Option<String>,
     /// Text to continue. Empty: start after an end of text, or go on after the text of --state-in.

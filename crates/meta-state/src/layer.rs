@@ -110,7 +110,7 @@ impl MetaState {
         &self.config
     }
 
-    /// z before its ReLU, `[batch, time, heads, n]`, for `x [batch, time, heads, N]`.
+    /// z before its ReLU (eq. 1), `[batch, time, heads, n]`, for `x [batch, time, heads, N]`.
     fn read(&self, x: Tensor<4>, trace: &TimeMixTrace) -> Tensor<4> {
         if let Some(weight) = &self.W_sse {
             return per_head(x, widen(weight.val()));
@@ -147,7 +147,7 @@ impl MetaState {
         }
     }
 
-    /// z as it enters ms, zero at padding.
+    /// z as it enters ms (eq. 1), zero at padding.
     fn encode(&self, x: Tensor<4>, trace: &TimeMixTrace, lengths: &Lengths) -> Tensor<4> {
         let z = activation::relu(self.read(x, trace));
         self.diagnostics.encoded(&z);
@@ -168,7 +168,7 @@ impl MetaState {
             .reshape([batch, time, heads, size])
     }
 
-    /// Input of the recurrence of ms.
+    /// Input of the recurrence of ms (eq. 2, 3).
     fn evolution(&self, z: Tensor<4>, trace: &TimeMixTrace) -> Wkv7Input {
         let size = z.dims()[3];
         let cut = |x: Tensor<4>| {
@@ -199,7 +199,7 @@ impl MetaState {
         }
     }
 
-    /// The layer norm of each head of `u [batch, time, heads, n]`.
+    /// The layer norm of eq. 4, of each head of `u [batch, time, heads, n]`.
     fn norm(&self, u: Tensor<4>) -> Tensor<4> {
         let [_, _, heads, size] = u.dims();
         let normal = head_norm(u.clone(), self.norm_prefix, self.config.norm_eps);
@@ -213,7 +213,7 @@ impl MetaState {
         }
     }
 
-    /// `[batch, time, heads, n] -> [batch, time, C]`.
+    /// The product with W_oms of eq. 4, `[batch, time, heads, n] -> [batch, time, C]`.
     fn recombine(&self, normal: Tensor<4>) -> Tensor<3> {
         let [batch, time, heads, size] = normal.dims();
         let weight = self.W_oms.val();

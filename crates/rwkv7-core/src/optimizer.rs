@@ -1,4 +1,4 @@
-//! RWKV-7's parameter groups and its AdamW. The groups are part of the model, which trains worse with others.
+//! RWKV-7's parameter groups, its AdamW and the clipping of gradients by their global norm. The groups are part of the model, which trains worse with others.
 //!
 //! | group | members | learning rate | weight decay |
 //! |---|---|---|---|

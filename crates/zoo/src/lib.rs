@@ -24,7 +24,7 @@
 //! | [`model`] | [`AnyModel`], a model of any architecture |
 //! | [`entries`](mod@entries) | the models that have a name |
 //! | [`source`] | [`Source`], a model by name, file or folder |
-//! | [`text`] | the tokenizer of a model, and token ids as a tensor |
+//! | [`tokenizer`] | the tokenizer that a model was trained with, and token ids as a tensor |
 //! | [`change`] | configurations with some fields changed |
 //! | [`run_folder`] | the files of a training run that loading needs |
 //!
@@ -36,11 +36,11 @@ pub mod entries;
 pub mod model;
 pub mod run_folder;
 pub mod source;
-pub mod text;
+pub mod tokenizer;
 
 pub use change::{TargetError, changed};
 pub use config::{AnyConfig, Arch, flops_per_token};
 pub use entries::{Entry, config, entries, find, names, trained};
 pub use model::{AnyModel, Model};
 pub use source::{Source, SourceError};
-pub use text::{TextError, row};
+pub use tokenizer::{TextError, row};

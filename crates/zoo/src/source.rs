@@ -12,7 +12,8 @@ use crate::{
     run_folder::{self, RECIPE, beside, unfinished},
 };
 
-/// Where a model comes from.
+/// Where a model comes from: [`open`](Self::open) gives its checkpoint, [`tokenizer`](Self::tokenizer) the tokenizer that it was
+/// trained with.
 ///
 /// ```
 /// use metastate_zoo::{AnyConfig, Source};

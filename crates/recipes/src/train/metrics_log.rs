@@ -147,7 +147,7 @@ impl MetricsLog {
             .collect())
     }
 
-    /// The logger for burn-train, which stops the run when the loss is no number or nothing can be written.
+    /// The logger for burn-train, which stops the run when the loss is not finite or nothing can be written.
     pub fn logger(&self, stop: Interrupter) -> StepLogger {
         StepLogger {
             log: self.clone(),
@@ -213,7 +213,7 @@ impl StepLogger {
                 step: self.step(),
                 value,
             });
-            self.stop.stop(Some("a number is none"));
+            self.stop.stop(Some("a metric is not finite"));
         }
     }
 }

@@ -14,6 +14,8 @@
 //! out     = W_o ((groupnorm(y) + (Σ r ⊙ k̃ ⊙ r_k) v) ⊙ g)
 //! ```
 //!
+//! The lines of ln w, a, κ̂ and k̃ are the operation `key_preparation`, and `out` before W_o is `read_out`.
+//!
 //! Source: official training code, `RWKV-v7/train_temp/src/model.py`; arXiv 2503.14456.
 
 use burn::{
