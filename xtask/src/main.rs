@@ -93,7 +93,7 @@ const WGPU: &[Check] = &[
             ("BURN_DEVICE", "wgpu"),
             ("CUBECL_AUTOTUNE_LEVEL", "minimal"),
         ],
-        "cargo test --workspace --features wgpu --lib -- ops::tests::custom model::tests",
+        "cargo test --workspace --features wgpu --lib -- ops::tests::custom model::tests::step_and model::tests::padding",
     ),
     (
         "operations on WGPU as in a browser, without fusion",

@@ -2,7 +2,6 @@
 
 use std::path::{Path, PathBuf};
 
-use burn::tensor::DType;
 use rwkv7_core::{
     Rwkv7Config,
     checkpoint::{Checkpoint, Format},
@@ -118,10 +117,7 @@ fn grow<S: Growable>(
         output::check_file(source, path)?;
     }
     let device = device::open(args.on.device.as_deref())?;
-    let scaled = (plan.scale() != 1.0).then_some(DType::F32);
-    let mut growth = Growth::new(&plan)
-        .seed(args.seed)
-        .dtype(args.dtype.or(scaled));
+    let mut growth = Growth::new(&plan).seed(args.seed).dtype(args.dtype);
     if let (Some(from), Some(to)) = (&args.state_in, &args.state_out) {
         let zero = plan.from.init(&device).zero_state(1, &device);
         let (state, unread) = zero.load(from, &plan.from)?;

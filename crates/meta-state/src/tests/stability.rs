@@ -261,15 +261,14 @@ fn in_half_precision_the_layer_computes_with_its_state_in_f32() {
     }
 }
 
-/// Training for 2,000 steps, with products of both kinds at both learning rates.
+/// Training for 2,000 steps at both learning rates, and for 500 steps with bf16 products at the higher rate.
 #[test]
 fn training_stays_finite() {
     for config in [MetaStateConfig::paper(), MetaStateConfig::practical()] {
-        for precision in [MatmulPrecision::F32, MatmulPrecision::Bf16] {
-            for rate in [1e-4, 1e-3] {
-                trains(&small(&config), rate, precision);
-            }
+        for rate in [1e-4, 1e-3] {
+            trains(&small(&config), rate, MatmulPrecision::F32, 2000);
         }
+        trains(&small(&config), 1e-3, MatmulPrecision::Bf16, 500);
     }
 }
 
@@ -278,12 +277,12 @@ fn training_stays_finite() {
 fn training_with_heads_of_64_stays_finite() {
     for config in [MetaStateConfig::paper(), MetaStateConfig::practical()] {
         let model = Rwkv7Config::new(29, 2, SIZE).with_ffn(config);
-        trains(&model, 1e-3, MatmulPrecision::F32);
+        trains(&model, 1e-3, MatmulPrecision::F32, 500);
     }
 }
 
-/// 2,000 steps on text that is half pattern, half noise; every 50th is measured.
-fn trains(config: &MetaStateModelConfig, rate: f64, precision: MatmulPrecision) {
+/// Steps on text that is half pattern, half noise; every 50th is measured.
+fn trains(config: &MetaStateModelConfig, rate: f64, precision: MatmulPrecision, steps: usize) {
     let device = Device::default().autodiff();
     let (rows, time, vocab) = (2, 24, 29);
     if let Err(error) = precision.check(&device) {
@@ -293,7 +292,7 @@ fn trains(config: &MetaStateModelConfig, rate: f64, precision: MatmulPrecision) 
     let mut model = config.init(&device).with_matmul_precision(precision);
     let mut optimizer = OptimizerConfig::default().init();
     let mut losses = Vec::new();
-    for step in 0..2000_usize {
+    for step in 0..steps {
         let token = |i: usize| {
             let noise = (step * 7919 + i * 104_729) % 1_000_003 % vocab;
             let pattern = (step + i) * 3 % vocab;
@@ -332,7 +331,7 @@ fn trains(config: &MetaStateModelConfig, rate: f64, precision: MatmulPrecision) 
         model = optimizer.step(rate, model, grads);
     }
     let mean = |part: &[f32]| part.iter().sum::<f32>() / part.len() as f32;
-    let (first, last) = (mean(&losses[..50]), mean(&losses[1950..]));
+    let (first, last) = (mean(&losses[..50]), mean(&losses[steps - 50..]));
     assert!(
         last < 0.9 * first,
         "{config:?}, rate {rate}, {precision:?}: {first} became {last}"
