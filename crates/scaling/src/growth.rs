@@ -65,8 +65,8 @@ impl<'a, S: Growable> Growth<'a, S> {
         Self { seed, ..self }
     }
 
-    /// The dtype of every tensor. With `None`, the default, all tensors are f32 if the plan scales old values, because half precision
-    /// would round the scaled values. Otherwise each tensor keeps its own dtype, and new tensors have that of the embedding.
+    /// The dtype of every tensor. With `None`, the default, all tensors are f32 if the plan scales values in half precision, which
+    /// would round them. Otherwise each tensor keeps its own dtype, and new tensors have that of the embedding.
     pub fn dtype(self, dtype: Option<DType>) -> Self {
         Self { dtype, ..self }
     }
@@ -126,8 +126,9 @@ impl<'a, S: Growable> Growth<'a, S> {
     ) -> Result<Option<Difference>, ScalingError> {
         let plan = self.plan;
         log::info!("writing {} tensors", plan.steps.len());
-        let scaled = (plan.scale() != 1.0).then_some(DType::F32);
-        let dtype = self.dtype.or(scaled);
+        let is_half = source.dtypes().iter().any(|name| name.ends_with("f16"));
+        let widened = (is_half && plan.scale() != 1.0).then_some(DType::F32);
+        let dtype = self.dtype.or(widened);
         let tensors = tensors(&source, plan, dtype, self.seed, progress())?;
         checkpoint::save_tensors(temporary, &plan.to, tensors, Format::Official, None).map_err(
             |error| match error {

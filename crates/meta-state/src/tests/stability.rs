@@ -261,14 +261,20 @@ fn in_half_precision_the_layer_computes_with_its_state_in_f32() {
     }
 }
 
-/// Training for 2,000 steps at both learning rates, and for 500 steps with bf16 products at the higher rate.
+/// Training for 2,000 steps, and for 500 steps with bf16 products.
 #[test]
 fn training_stays_finite() {
     for config in [MetaStateConfig::paper(), MetaStateConfig::practical()] {
-        for rate in [1e-4, 1e-3] {
-            trains(&small(&config), rate, MatmulPrecision::F32, 2000);
-        }
+        trains(&small(&config), 1e-3, MatmulPrecision::F32, 2000);
         trains(&small(&config), 1e-3, MatmulPrecision::Bf16, 500);
+    }
+}
+
+/// The paper's learning rate.
+#[test]
+fn training_at_a_low_rate_stays_finite() {
+    for config in [MetaStateConfig::paper(), MetaStateConfig::practical()] {
+        trains(&small(&config), 1e-4, MatmulPrecision::F32, 1000);
     }
 }
 
