@@ -1,11 +1,8 @@
 //! Checks of outputs: a command never writes over the model that it reads, and the name of an output says its format.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
-use rwkv7_core::checkpoint::Format;
+use rwkv7_core::{checkpoint::Format, files};
 use serde_json::{Map, Value};
 use zoo::{Source, run_folder};
 
@@ -85,7 +82,7 @@ pub fn check_model(source: &Source, output: &Path, format: Format) -> Result<(),
 /// Checks that a file can be written to `output`.
 pub fn check_file(source: &Source, output: &Path) -> Result<(), OutputError> {
     if let Ok(real) = output.canonicalize()
-        && files(source).contains(&real)
+        && files_of(source).contains(&real)
     {
         return Err(OutputError::Model {
             input: source.to_string(),
@@ -118,15 +115,18 @@ fn check_folder(source: &Source, output: &Path) -> Result<(), OutputError> {
         return taken("a training run".into());
     }
     match output.canonicalize() {
-        Ok(real) if files(source).iter().any(|f| f.parent() == Some(&real)) => {
+        Ok(real) if files_of(source).iter().any(|f| f.parent() == Some(&real)) => {
             taken(format!("the model itself, {source}"))
         }
         _ => Ok(()),
     }
 }
 
+/// Bytes of the largest index of shards that is read.
+const LARGEST_INDEX: u64 = 64 << 20;
+
 /// The files that a model is read from; none for one that is compiled in.
-fn files(source: &Source) -> Vec<PathBuf> {
+fn files_of(source: &Source) -> Vec<PathBuf> {
     let Source::Path(path) = source else {
         return Vec::new();
     };
@@ -134,7 +134,7 @@ fn files(source: &Source) -> Vec<PathBuf> {
         return path.canonicalize().into_iter().collect();
     }
     let index = "model.safetensors.index.json";
-    let shards: Value = fs::read(path.join(index))
+    let shards: Value = files::read(&path.join(index), LARGEST_INDEX)
         .ok()
         .and_then(|text| serde_json::from_slice(&text).ok())
         .unwrap_or_default();

@@ -62,6 +62,19 @@ pub fn read_text(path: &Path, limit: u64) -> io::Result<String> {
     })
 }
 
+/// Checks that a file may be written to `path`: nothing is there, or a regular file. Replacing a device or a pipe would remove it.
+///
+/// # Errors
+///
+/// Those of the file system, and [`io::ErrorKind::InvalidInput`] for a folder, a pipe, a socket or a device.
+pub fn check_output(path: &Path) -> io::Result<()> {
+    match path.metadata() {
+        Ok(metadata) => check(&metadata),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
 fn check(metadata: &Metadata) -> io::Result<()> {
     if metadata.is_file() {
         return Ok(());
@@ -126,6 +139,9 @@ mod tests {
         assert!(made.unwrap().success());
         let error = open(&pipe).unwrap_err().to_string();
         assert!(error.contains("a named pipe"), "{error}");
+        let error = check_output(&pipe).unwrap_err().to_string();
+        assert!(error.contains("a named pipe"), "{error}");
+        check_output(&folder.path().join("new")).unwrap();
         let error = read("/dev/zero".as_ref(), 1 << 20).unwrap_err().to_string();
         assert!(error.contains("a device"), "{error}");
         let socket = folder.path().join("socket");

@@ -58,6 +58,7 @@ pub mod state;
 #[cfg(feature = "text")]
 pub mod tokenizer;
 
+mod messages;
 mod model;
 
 pub use config::Rwkv7Config;
