@@ -41,6 +41,8 @@ pub enum Command {
     Grow(Grow),
     /// List the models that have a name.
     Models(Models),
+    /// Show or clear the folder of tokenized texts.
+    Cache(Cache),
 }
 
 /// The device of a command.
@@ -303,6 +305,16 @@ pub struct Inspect {
 #[derive(Args)]
 pub struct Models {
     /// Print one JSON array.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args)]
+pub struct Cache {
+    /// Remove all tokenized texts; they are made again when they are needed.
+    #[arg(long)]
+    pub clear: bool,
+    /// Print one JSON object.
     #[arg(long)]
     pub json: bool,
 }

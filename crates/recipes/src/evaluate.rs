@@ -3,7 +3,10 @@
 use std::{ops::Range, sync::Arc, time::Instant};
 
 use burn::{
-    data::dataloader::{DataLoader, batcher::Batcher},
+    data::{
+        dataloader::{DataLoader, batcher::Batcher},
+        dataset::DatasetError,
+    },
     tensor::{Device, Int, Tensor, TensorData},
 };
 use rwkv7_core::{Rwkv7, layers::ChannelMixer, loss, tokenizer::Tokenizer};
@@ -18,6 +21,30 @@ use crate::data::{
     windows::ValidationWindows,
 };
 
+/// A model that cannot be measured.
+#[derive(Debug, thiserror::Error)]
+pub enum EvaluateError {
+    /// The text.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// The model computes infinities or no numbers.
+    #[error(
+        "the model's {what} is {found}: its weights are damaged or too large, or its state has run away; try an earlier checkpoint"
+    )]
+    NotFinite {
+        /// The value.
+        what: &'static str,
+        /// What it is.
+        found: f64,
+    },
+}
+
+impl From<DatasetError> for EvaluateError {
+    fn from(error: DatasetError) -> Self {
+        Self::Data(error.into())
+    }
+}
+
 /// How well a model predicts a text.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct TextReport {
@@ -25,7 +52,7 @@ pub struct TextReport {
     pub loss: f64,
     /// e to the loss.
     pub perplexity: f64,
-    /// Bits a byte of text.
+    /// Bits a byte of the text itself, as it is in UTF-8. The ends of documents are predicted too, and have no bytes.
     pub bits_per_byte: f64,
     /// Tokens predicted.
     pub tokens: usize,
@@ -38,15 +65,14 @@ pub struct TextReport {
 ///
 /// # Errors
 ///
-/// [`DataError::TooShort`] if the part does not hold a window.
+/// [`DataError::TooShort`] if the part does not hold a window; [`EvaluateError::NotFinite`].
 pub fn windows<M: ChannelMixer>(
     model: &Rwkv7<M>,
     device: &Device,
     tokens: &TokenFile,
     range: Range<usize>,
     (context, rows): (usize, usize),
-    tokenizer: &dyn Tokenizer,
-) -> Result<TextReport, DataError> {
+) -> Result<TextReport, EvaluateError> {
     let windows = ValidationWindows::new(tokens.clone(), range.clone(), context)?;
     let started = Instant::now();
     let rest = windows.range().end - 1..range.end;
@@ -58,12 +84,13 @@ pub fn windows<M: ChannelMixer>(
         sum += total_loss(logits, batch.targets);
     }
     if rest.len() > 1 {
-        let ids: Vec<i32> = tokens.ids(rest).map(|id| id as i32).collect();
+        let ids = signed(tokens.ids(rest)?);
         let (logits, _) = model.forward(row(&ids[..ids.len() - 1], device), None);
         sum += total_loss(logits, row(&ids[1..], device));
         count += ids.len() - 1;
     }
-    Ok(report(sum, count, tokens, range, tokenizer, started))
+    let bytes = tokens.text_bytes(range.start + 1..range.end)?;
+    report(sum, count, bytes, started)
 }
 
 /// Evaluates a text from its first token to its last, the state carried on, as a recurrent model is used. An end-of-text
@@ -71,20 +98,22 @@ pub fn windows<M: ChannelMixer>(
 ///
 /// # Errors
 ///
-/// [`DataError::TooShort`] if there is nothing to predict.
+/// [`DataError::TooShort`] if there is nothing to predict; [`EvaluateError::NotFinite`].
 pub fn stream<M: ChannelMixer>(
     model: &Rwkv7<M>,
     device: &Device,
     tokens: &TokenFile,
     chunk: usize,
     tokenizer: &dyn Tokenizer,
-) -> Result<TextReport, DataError> {
+) -> Result<TextReport, EvaluateError> {
     if tokens.is_empty() {
+        let (part, tokens, context) = ("evaluation", 0, 1);
         return Err(DataError::TooShort {
-            part: "evaluation",
-            tokens: 0,
-            context: 1,
-        });
+            part,
+            tokens,
+            context,
+        }
+        .into());
     }
     let started = Instant::now();
     let mut state = model.zero_state(1, device);
@@ -92,7 +121,7 @@ pub fn stream<M: ChannelMixer>(
     let mut sum = 0.0;
     for start in (0..tokens.len()).step_by(chunk) {
         let end = (start + chunk).min(tokens.len());
-        let targets: Vec<i32> = tokens.ids(start..end).map(|id| id as i32).collect();
+        let targets = signed(tokens.ids(start..end)?);
         let mut inputs = vec![previous];
         inputs.extend_from_slice(&targets[..targets.len() - 1]);
         previous = targets[targets.len() - 1];
@@ -100,14 +129,13 @@ pub fn stream<M: ChannelMixer>(
         state = next;
         sum += total_loss(logits, row(&targets, device));
     }
-    Ok(report(
-        sum,
-        tokens.len(),
-        tokens,
-        0..tokens.len() + 1,
-        tokenizer,
-        started,
-    ))
+    let bytes = tokens.text_bytes(0..tokens.len())?;
+    report(sum, tokens.len(), bytes, started)
+}
+
+/// Ids as devices take them.
+fn signed(ids: Vec<u32>) -> Vec<i32> {
+    ids.into_iter().map(|id| id as i32).collect()
 }
 
 /// Ids as a batch of one row, `[1, time]`.
@@ -123,35 +151,32 @@ fn total_loss(logits: Tensor<3>, targets: Tensor<2, Int>) -> f64 {
     )
 }
 
-/// `covered` starts with a token that is only read.
+/// The report on `count` tokens that stand for so many bytes of text, with a total loss of `sum`.
 fn report(
     sum: f64,
     count: usize,
-    tokens: &TokenFile,
-    covered: Range<usize>,
-    tokenizer: &dyn Tokenizer,
+    bytes: u64,
     started: Instant,
-) -> TextReport {
+) -> Result<TextReport, EvaluateError> {
     let seconds = started.elapsed().as_secs_f64();
-    let targets = covered.start + 1..covered.end;
-    let targets = if targets.end > tokens.len() {
-        0..tokens.len()
-    } else {
-        targets
-    };
-    let end = tokenizer.end_of_text();
-    let bytes: usize = tokens
-        .ids(targets)
-        .filter(|&id| id != end)
-        .map(|id| tokenizer.decode_bytes(&[id]).map_or(0, |bytes| bytes.len()))
-        .sum();
     let loss = sum / count as f64;
-    TextReport {
+    let perplexity = loss.exp();
+    for (what, found) in [("loss", loss), ("perplexity", perplexity)] {
+        check_finite(what, found)?;
+    }
+    Ok(TextReport {
         loss,
-        perplexity: loss.exp(),
+        perplexity,
         bits_per_byte: sum / std::f64::consts::LN_2 / bytes.max(1) as f64,
         tokens: count,
         tokens_per_second: count as f64 / seconds,
+    })
+}
+
+fn check_finite(what: &'static str, found: f64) -> Result<(), EvaluateError> {
+    match found.is_finite() {
+        true => Ok(()),
+        false => Err(EvaluateError::NotFinite { what, found }),
     }
 }
 
@@ -169,12 +194,16 @@ pub struct ReverseReport {
 }
 
 /// Asks for all numbers of the task, `rows` at a time.
+///
+/// # Errors
+///
+/// [`EvaluateError::NotFinite`].
 pub fn reverse<M: ChannelMixer>(
     model: &Rwkv7<M>,
     device: &Device,
     task: &Reverse,
     rows: usize,
-) -> ReverseReport {
+) -> Result<ReverseReport, EvaluateError> {
     let (mut digits, mut right_digits, mut right_answers) = (0, 0, 0);
     let mut example = (String::new(), String::new());
     let context = task.context();
@@ -184,6 +213,8 @@ pub fn reverse<M: ChannelMixer>(
         let items: Vec<Sequence> = numbers.iter().map(|number| task.sequence(number)).collect();
         let batch = LmBatcher.batch(items.clone(), device);
         let (logits, _) = model.forward(batch.inputs, None);
+        let sum: f32 = logits.clone().sum().into_scalar();
+        check_finite("sum of logits", f64::from(sum))?;
         let best: Vec<i32> = logits.argmax(2).into_data().iter::<i32>().collect();
         for ((number, item), best) in numbers.into_iter().zip(items).zip(best.chunks(context)) {
             let answer = Reverse::answer(&number);
@@ -198,10 +229,76 @@ pub fn reverse<M: ChannelMixer>(
             }
         }
     }
-    ReverseReport {
+    Ok(ReverseReport {
         digit_accuracy: right_digits as f64 / digits as f64,
         answer_accuracy: right_answers as f64 / task.numbers as f64,
         numbers: task.numbers,
         example,
+    })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use rwkv7_core::{Rwkv7Config, Rwkv7Lm, tokenizer::ByteTokenizer};
+
+    use super::*;
+    use crate::data::corpus::Corpus;
+
+    fn model() -> Rwkv7Lm {
+        let config = Rwkv7Config {
+            head_size: 16,
+            ..Rwkv7Config::new(256, 1, 32)
+        };
+        config.init(&Device::flex())
+    }
+
+    fn tokens(jsonl: &str) -> TokenFile {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.jsonl");
+        std::fs::write(&path, jsonl).unwrap();
+        let corpus = Corpus {
+            paths: &[path],
+            text_field: "text",
+            tokenizer: &ByteTokenizer,
+        };
+        corpus.tokenize(folder.path()).unwrap()
+    }
+
+    /// The ends of documents are predicted and have no bytes, also where documents are empty.
+    #[test]
+    fn bits_per_byte_count_the_bytes_of_the_text() {
+        let text = tokens("{\"text\": \"\"}\n{\"text\": \"é ab\"}\n{\"text\": \"\"}\n");
+        let (model, device) = (model(), Device::flex());
+        let bits = |report: TextReport| report.loss * report.tokens as f64 / std::f64::consts::LN_2;
+        let report = stream(&model, &device, &text, 3, &ByteTokenizer).unwrap();
+        assert_eq!(report.tokens, 8);
+        assert!((report.bits_per_byte - bits(report) / 5.0).abs() < 1e-9);
+        let report = windows(&model, &device, &text, 0..8, (3, 2)).unwrap();
+        assert_eq!(report.tokens, 7);
+        assert!((report.bits_per_byte - bits(report) / 5.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_model_without_numbers_is_an_error() {
+        let (mut model, device) = (model(), Device::flex());
+        model.emb.weight = model.emb.weight.map(|weight| weight * f32::NAN);
+        let text = tokens("{\"text\": \"abcdefgh\"}\n");
+        let error = stream(&model, &device, &text, 4, &ByteTokenizer).unwrap_err();
+        assert!(error.to_string().contains("loss is NaN"), "{error}");
+        let error = windows(&model, &device, &text, 0..9, (4, 1)).unwrap_err();
+        assert!(error.to_string().contains("loss is NaN"), "{error}");
+        let task = Reverse {
+            min_digits: 3,
+            max_digits: 3,
+            numbers: 2,
+            seed: 0,
+            held_out: true,
+        };
+        let error = super::reverse(&model, &device, &task, 2).unwrap_err();
+        assert!(
+            error.to_string().contains("sum of logits is NaN"),
+            "{error}"
+        );
     }
 }

@@ -138,7 +138,8 @@ impl<'a, M: ChannelMixer> Generator<'a, M> {
         Ok(())
     }
 
-    /// Reads a prompt and continues it: an iterator over pieces of text, one for each token. Generation ends at the tokenizer's
+    /// Reads a prompt and continues it: an iterator over pieces of text, one for each token. The prompt and all pieces together are
+    /// the text of all tokens. Generation ends at the tokenizer's
     /// end of text.
     ///
     /// A generator that has read nothing reads an end of text before the prompt, as training texts have one before every
@@ -156,7 +157,11 @@ impl<'a, M: ChannelMixer> Generator<'a, M> {
         let fresh = self.state.is_none() && self.unread.is_none();
         let mut tokens: Vec<u32> = fresh.then_some(end).into_iter().collect();
         tokens.extend(tokenizer.encode(prompt)?);
-        let prompt_tokens = tokens.len() + usize::from(self.unread.is_some());
+        let context: Vec<u32> = self
+            .unread
+            .into_iter()
+            .chain(tokens.iter().copied())
+            .collect();
         self.read(&tokens)?;
         // A model may have more logits than the tokenizer has ids; those stand for no text.
         self.vocab_size = self.vocab_size.min(tokenizer.vocab_size());
@@ -165,8 +170,8 @@ impl<'a, M: ChannelMixer> Generator<'a, M> {
         }
         Ok(Text {
             generator: self,
-            decoder: Some(StreamDecoder::new(tokenizer)),
-            prompt_tokens,
+            decoder: Some(StreamDecoder::after(tokenizer, &context)),
+            prompt_tokens: context.len(),
         })
     }
 
@@ -220,8 +225,8 @@ impl<M: ChannelMixer> Iterator for Generator<'_, M> {
     }
 }
 
-/// The continuation of a prompt: pieces of text, one for each token. A character of several tokens comes with its last one, and
-/// the pieces before it are empty.
+/// The continuation of a prompt: pieces of text, one for each token and one at the end. What later tokens may still change comes
+/// with them, such as a character of several tokens, and the pieces before are empty.
 pub struct Text<'a, 't, M: ChannelMixer> {
     generator: &'t mut Generator<'a, M>,
     decoder: Option<StreamDecoder<'t>>,
@@ -244,7 +249,7 @@ impl<M: ChannelMixer> Iterator for Text<'_, '_, M> {
                 let decoder = self.decoder.as_mut()?;
                 Some(id.and_then(|id| Ok(decoder.push(id)?)))
             }
-            // The rest of a character that was cut off.
+            // The rest that waited for more tokens.
             None => {
                 let rest = self.decoder.take()?.finish();
                 (!rest.is_empty()).then_some(Ok(rest))

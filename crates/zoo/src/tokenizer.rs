@@ -73,7 +73,11 @@ impl Source {
         vocab_size: usize,
     ) -> Result<(String, Box<dyn Tokenizer>), TextError> {
         let (name, tokenizer) = match asked {
-            Some(name) => (name.to_string(), tokenizer::load(name)?),
+            Some(name) => {
+                let tokenizer = tokenizer::load(name)?;
+                self.compare(name, tokenizer.as_ref());
+                (name.to_string(), tokenizer)
+            }
             None => self.recorded_tokenizer()?,
         };
         if tokenizer.vocab_size() > vocab_size {
@@ -85,6 +89,17 @@ impl Source {
             });
         }
         Ok((name, tokenizer))
+    }
+
+    /// Warns where the model was trained with another tokenizer, so far as that one can still be loaded.
+    fn compare(&self, name: &str, tokenizer: &dyn Tokenizer) {
+        if let Ok((recorded, own)) = self.recorded_tokenizer()
+            && own.fingerprint() != tokenizer.fingerprint()
+        {
+            log::warn!(
+                "{self}: the tokenizer `{name}` is not `{recorded}`, with which the model was trained; its ids mean other text"
+            );
+        }
     }
 
     /// The tokenizer that the recipe of the model's training run names.

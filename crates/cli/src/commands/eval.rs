@@ -2,10 +2,7 @@
 
 use burn::tensor::Device;
 use recipes::{
-    data::{
-        reverse::Reverse,
-        tokens::{self, Corpus},
-    },
+    data::{cache::Cache, corpus::Corpus, reverse::Reverse},
     evaluate,
 };
 use serde_json::json;
@@ -35,20 +32,19 @@ pub fn run(args: Eval) -> Outcome {
 
 /// The loss on a text, with the state carried from its beginning to its end.
 fn perplexity(args: &Eval, source: &Source, model: &AnyModel, device: &Device) -> Outcome {
-    let (name, tokenizer) = source.tokenizer(args.tokenizer.as_deref(), model.vocab_size())?;
+    let (_, tokenizer) = source.tokenizer(args.tokenizer.as_deref(), model.vocab_size())?;
     let corpus = Corpus {
         paths: &args.data,
         text_field: &args.text_field,
         tokenizer: tokenizer.as_ref(),
-        tokenizer_name: &name,
     };
-    let text = corpus.tokenize(&tokens::cache_folder())?;
+    let text = corpus.tokenize(Cache::of_user().folder())?;
     let tokenizer = tokenizer.as_ref();
     let result = for_architecture!(AnyModel, model, model => {
         evaluate::stream(&model.network, device, &text, args.context, tokenizer)?
     });
     let object = json!({
-        "task": "perplexity", "model": args.model, "loss": result.loss, "perplexity": result.perplexity,
+        "task": "perplexity", "model": args.model.to_string_lossy(), "loss": result.loss, "perplexity": result.perplexity,
         "bits_per_byte": result.bits_per_byte, "tokens": result.tokens,
         "tokens_per_second": result.tokens_per_second,
     });
@@ -78,10 +74,10 @@ fn reverse(args: &Eval, source: &Source, model: &AnyModel, device: &Device) -> O
         held_out: true,
     };
     let result = for_architecture!(AnyModel, model, model => {
-        evaluate::reverse(&model.network, device, &task, rows)
+        evaluate::reverse(&model.network, device, &task, rows)?
     });
     let object = json!({
-        "task": "reverse", "model": args.model, "digits": digits, "numbers": result.numbers,
+        "task": "reverse", "model": args.model.to_string_lossy(), "digits": digits, "numbers": result.numbers,
         "digit_accuracy": result.digit_accuracy, "answer_accuracy": result.answer_accuracy,
     });
     report(args.json, object, || {

@@ -1,5 +1,6 @@
 //! One module a command.
 
+mod cache;
 mod convert;
 mod eval;
 mod generate;
@@ -24,6 +25,7 @@ pub fn run(command: Command) -> Outcome {
         Command::Inspect(args) => inspect::run(args),
         Command::Grow(args) => grow::run(args),
         Command::Models(args) => models::run(args),
+        Command::Cache(args) => cache::run(args),
     }
 }
 

@@ -3,7 +3,9 @@
 //! | module | |
 //! |---|---|
 //! | [`source`] | reads the documents in text files |
-//! | [`tokens`] | keeps a corpus as a memory-mapped file of token ids |
+//! | [`corpus`] | makes token ids of text files, once |
+//! | [`tokens`] | a file of token ids |
+//! | [`cache`] | the folder of these files |
 //! | [`windows`] | datasets: windows of a token file |
 //! | [`reverse`] | dataset: numbers and their digits backwards |
 //! | [`batch`] | an item of these datasets, and the batcher |
@@ -29,6 +31,9 @@
 //! ```
 
 pub mod batch;
+pub mod cache;
+pub mod corpus;
+mod inputs;
 pub mod loader;
 pub mod reverse;
 pub mod source;
@@ -70,16 +75,39 @@ pub enum DataError {
         source: std::io::Error,
     },
     /// No file with text in a folder.
-    #[error("{}: no text; expected files ending in .txt, .md or .jsonl, also with .gz or .zst after that", path.display())]
+    #[error(
+        "{}: no text; expected files ending in .txt, .md, .jsonl or .ndjson, also with .gz or .zst after that",
+        path.display()
+    )]
     NoText {
         /// The folder.
         path: PathBuf,
     },
-    /// A file without content.
-    #[error("{}: the file is empty", path.display())]
+    /// A file without text.
+    #[error("{}: the file is empty, or all of its documents are", path.display())]
     Empty {
         /// The file.
         path: PathBuf,
+    },
+    /// A file that is no text.
+    #[error("{}: {reason}", path.display())]
+    NotText {
+        /// The file.
+        path: PathBuf,
+        /// What shows that it is none.
+        reason: String,
+    },
+    /// A file that somebody changed while it was read.
+    #[error("{}: the file changed while it was read; start again when it is complete", path.display())]
+    Changed {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A part of a corpus that holds nothing but the ends of empty documents.
+    #[error("the {part} text has no text, only the ends of empty documents; give more text")]
+    Blank {
+        /// Training or validation.
+        part: &'static str,
     },
     /// Bytes that are no text.
     #[error("{}: byte {offset} is not UTF-8; convert the file to UTF-8 or leave it out", path.display())]

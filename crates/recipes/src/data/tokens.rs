@@ -1,237 +1,55 @@
-//! A corpus as token ids in a memory-mapped file, made once and used by every later run.
+//! Token ids in a file.
+//!
+//! | bytes | content, little-endian |
+//! |---|---|
+//! | 8 | `RWKVTOK2` |
+//! | 4 | bytes of an id: 2 or 4 |
+//! | 4 | CRC-32 of the blocks and of the 16 bytes after this number |
+//! | 8 | number of ids |
+//! | 8 | bytes of the text |
+//! | the rest | blocks of 64 ids; before each block, the bytes of the text before its first id (8 bytes) |
 
 use std::{
-    cell::Cell,
     fs::File,
-    io::{Seek, SeekFrom, Write},
+    io::{self, BufReader, BufWriter, Read, Seek, SeekFrom, Write},
     ops::Range,
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::{Duration, Instant},
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
 };
 
-use memmap2::Mmap;
-use rwkv7_core::tokenizer::{Tokenizer, TokenizerError};
+use super::DataError;
 
-use crate::atomic;
+const MAGIC: &[u8; 8] = b"RWKVTOK2";
 
-use super::{
-    DataError,
-    source::{self, Piece},
-};
+const HEADER: usize = 32;
 
-const MAGIC: &[u8; 8] = b"RWKVTOK1";
+/// Ids of a block. The last block may have fewer.
+const BLOCK: usize = 64;
 
-/// Magic, bytes per id, CRC-32 of the ids, number of ids; little-endian. The ids follow.
-const HEADER: usize = 8 + 4 + 4 + 8;
-
-/// Time between two log lines that say how far tokenizing is.
-const INTERVAL: Duration = Duration::from_secs(5);
+/// Bytes before the ids of a block.
+const MARK: usize = 8;
 
 /// Token ids, read where they lie on disk. Every document ends with the end-of-text token.
+///
+/// The file is read and not mapped into memory: a file that is cut off while it is used gives an error.
 #[derive(Clone)]
 pub struct TokenFile {
-    map: Arc<Mmap>,
+    file: Arc<Mutex<File>>,
+    path: Arc<Path>,
+    fingerprint: Arc<str>,
     width: usize,
-}
-
-/// Text files and the tokenizer for them.
-pub struct Corpus<'a> {
-    /// Files and folders.
-    pub paths: &'a [PathBuf],
-    /// The key of the text in `.jsonl` files.
-    pub text_field: &'a str,
-    /// Makes the ids.
-    pub tokenizer: &'a dyn Tokenizer,
-    /// The user's name for the tokenizer; part of the file's identity.
-    pub tokenizer_name: &'a str,
-}
-
-impl Corpus<'_> {
-    /// The corpus as ids: from the cache if it is there and whole, else tokenized now. A log line every few seconds says how
-    /// far it is.
-    ///
-    /// # Errors
-    ///
-    /// [`DataError`] names the file and the place in it. Nothing is left behind.
-    pub fn tokenize(&self, cache: &Path) -> Result<TokenFile, DataError> {
-        let files = source::files(self.paths)?;
-        let path = cache.join(format!("{:016x}.tokens", self.fingerprint(&files)?));
-        if path.is_file() {
-            match TokenFile::open(&path) {
-                Err(DataError::Damaged { reason, .. }) => {
-                    log::warn!("{}: {reason}; tokenizing again", path.display());
-                }
-                other => return other,
-            }
-        }
-        let failed = |source| DataError::Write {
-            path: path.clone(),
-            source,
-        };
-        std::fs::create_dir_all(cache).map_err(failed)?;
-        // An error of the data passes through the writer's: `Result` of a `Result`.
-        let mut problem = None;
-        let written = atomic::replace(&path, |temporary| {
-            let mut out = Writer::create(temporary, self.width())?;
-            match self.write(&files, &mut out) {
-                Ok(()) => out.finish(),
-                Err(WriteError::Io(error)) => Err(error),
-                Err(WriteError::Data(error)) => {
-                    problem = Some(error);
-                    Err(std::io::Error::other("unusable data"))
-                }
-            }
-        });
-        match (problem, written) {
-            (Some(error), _) => Err(error),
-            (None, Err(error)) => Err(failed(error)),
-            (None, Ok(())) => TokenFile::open(&path),
-        }
-    }
-
-    fn width(&self) -> usize {
-        if self.tokenizer.vocab_size() <= 1 << 16 {
-            2
-        } else {
-            4
-        }
-    }
-
-    /// Names, sizes and times of the files, and the tokenizer with its ids of a sample.
-    fn fingerprint(&self, files: &[PathBuf]) -> Result<u64, DataError> {
-        let mut hash = crc32fast::Hasher::new();
-        let mut second = crc32fast::Hasher::new_with_initial(0x5eed);
-        let mut add = |bytes: &[u8]| {
-            for hash in [&mut hash, &mut second] {
-                hash.update(bytes);
-                hash.update(&[0]);
-            }
-        };
-        for file in files {
-            let read = |source| DataError::Read {
-                path: file.clone(),
-                source,
-            };
-            let metadata = file.metadata().map_err(read)?;
-            let changed = metadata
-                .modified()
-                .ok()
-                .and_then(|t| t.duration_since(std::time::UNIX_EPOCH).ok());
-            add(file
-                .canonicalize()
-                .map_err(read)?
-                .as_os_str()
-                .as_encoded_bytes());
-            add(&metadata.len().to_le_bytes());
-            add(&changed.map_or(0, |t| t.as_nanos()).to_le_bytes());
-        }
-        add(self.text_field.as_bytes());
-        add(self.tokenizer_name.as_bytes());
-        add(&(self.tokenizer.vocab_size() as u64).to_le_bytes());
-        let sample = self
-            .tokenizer
-            .encode("The 1st sample,\n\n  of 文 text.")
-            .map_err(|source| DataError::Tokenizer {
-                path: self.tokenizer_name.into(),
-                source,
-            })?;
-        sample.iter().for_each(|id| add(&id.to_le_bytes()));
-        Ok(u64::from(hash.finalize()) << 32 | u64::from(second.finalize()))
-    }
-
-    fn write(&self, files: &[PathBuf], out: &mut Writer) -> Result<(), WriteError> {
-        let sizes = files.iter().filter_map(|file| file.metadata().ok());
-        let total: u64 = sizes.map(|metadata| metadata.len()).sum();
-        let (done, logged) = (Cell::new(0), Cell::new(Instant::now()));
-        let progress = |bytes: u64| {
-            done.set(done.get() + bytes);
-            if logged.get().elapsed() >= INTERVAL {
-                logged.set(Instant::now());
-                let [done, total] = [done.get(), total].map(|bytes| bytes as f64 / 1e6);
-                log::info!("tokenizing: {done:.1} of {total:.1} MB");
-            }
-        };
-        let vocab_size = self.tokenizer.vocab_size();
-        let end = self.tokenizer.end_of_text();
-        for file in files {
-            source::read(file, self.text_field, &progress, &mut |piece| {
-                let tokenizer_error = |source| DataError::Tokenizer {
-                    path: file.clone(),
-                    source,
-                };
-                let ids = match piece {
-                    Piece::Text(text) => self.tokenizer.encode(text).map_err(tokenizer_error)?,
-                    Piece::End => vec![end],
-                };
-                if let Some(&id) = ids.iter().find(|&&id| id as usize >= vocab_size) {
-                    let error = TokenizerError::UnknownId { id, vocab_size };
-                    return Err(tokenizer_error(error).into());
-                }
-                out.push(&ids).map_err(WriteError::Io)
-            })?;
-        }
-        Ok(())
-    }
-}
-
-enum WriteError {
-    Io(std::io::Error),
-    Data(DataError),
-}
-
-impl From<DataError> for WriteError {
-    fn from(error: DataError) -> Self {
-        Self::Data(error)
-    }
-}
-
-struct Writer {
-    out: std::io::BufWriter<File>,
-    hash: crc32fast::Hasher,
-    count: u64,
-    width: usize,
-}
-
-impl Writer {
-    fn create(path: &Path, width: usize) -> std::io::Result<Self> {
-        let mut out = std::io::BufWriter::new(File::create(path)?);
-        out.write_all(&[0; HEADER])?;
-        Ok(Self {
-            out,
-            hash: crc32fast::Hasher::new(),
-            count: 0,
-            width,
-        })
-    }
-
-    fn push(&mut self, ids: &[u32]) -> std::io::Result<()> {
-        let bytes: Vec<u8> = ids
-            .iter()
-            .flat_map(|id| id.to_le_bytes().into_iter().take(self.width))
-            .collect();
-        self.hash.update(&bytes);
-        self.count += ids.len() as u64;
-        self.out.write_all(&bytes)
-    }
-
-    fn finish(mut self) -> std::io::Result<()> {
-        self.out.seek(SeekFrom::Start(0))?;
-        self.out.write_all(MAGIC)?;
-        self.out.write_all(&(self.width as u32).to_le_bytes())?;
-        self.out.write_all(&self.hash.finalize().to_le_bytes())?;
-        self.out.write_all(&self.count.to_le_bytes())?;
-        self.out.flush()
-    }
+    count: usize,
+    text_bytes: u64,
 }
 
 impl TokenFile {
-    /// Opens a token file and checks that it is whole.
-    ///
-    /// # Errors
-    ///
-    /// [`DataError::Read`] or [`DataError::Damaged`].
-    pub fn open(path: &Path) -> Result<Self, DataError> {
+    /// Opens a token file of the text with this fingerprint, and checks that the file is whole and that all ids are below
+    /// `vocab_size`.
+    pub(super) fn open(
+        path: &Path,
+        fingerprint: &str,
+        vocab_size: usize,
+    ) -> Result<Self, DataError> {
         let read = |source| DataError::Read {
             path: path.to_path_buf(),
             source,
@@ -240,132 +58,327 @@ impl TokenFile {
             path: path.to_path_buf(),
             reason,
         };
-        let file = File::open(path).map_err(read)?;
-        let map = map(&file).map_err(read)?;
-        let header = map.get(..HEADER).filter(|header| header.starts_with(MAGIC));
-        let header = header.ok_or_else(|| damaged("it does not start like one".into()))?;
+        let mut file = File::open(path).map_err(read)?;
+        let size = file.metadata().map_err(read)?.len();
+        let mut header = [0; HEADER];
+        let whole = size >= HEADER as u64;
+        if whole {
+            file.read_exact(&mut header).map_err(read)?;
+        }
+        if !whole || !header.starts_with(MAGIC) {
+            return Err(damaged("it does not start like one".into()));
+        }
         let (words, _) = header[8..].as_chunks::<4>();
-        let [width, checksum, low, high] = [0, 1, 2, 3].map(|i| u32::from_le_bytes(words[i]));
-        let count = u64::from(low) | u64::from(high) << 32;
+        let [width, checksum, count, count_high, bytes, bytes_high] =
+            [0, 1, 2, 3, 4, 5].map(|i| u32::from_le_bytes(words[i]));
         let width = width as usize;
         if !matches!(width, 2 | 4) {
             return Err(damaged(format!("ids of {width} bytes, expected 2 or 4")));
         }
-        let found = (map.len() - HEADER) as u64;
-        if count.checked_mul(width as u64) != Some(found) {
+        let count = u64::from(count) | u64::from(count_high) << 32;
+        let blocks = count.div_ceil(BLOCK as u64);
+        let expected = count
+            .checked_mul(width as u64)
+            .and_then(|ids| ids.checked_add(blocks * MARK as u64));
+        let found = size - HEADER as u64;
+        if expected != Some(found) {
             return Err(damaged(format!(
-                "{found} bytes of ids, expected {count} ids of {width} bytes"
+                "{found} bytes after its header do not hold {count} ids of {width} bytes"
             )));
         }
-        if crc32fast::hash(&map[HEADER..]) != checksum {
+        let (mut hash, largest) = check(&file, width).map_err(read)?;
+        hash.update(&header[16..]);
+        if hash.finalize() != checksum {
             return Err(damaged("its checksum is wrong".into()));
         }
+        if largest as usize >= vocab_size && count > 0 {
+            return Err(damaged(format!(
+                "it holds the id {largest}, and the tokenizer has ids below {vocab_size}"
+            )));
+        }
         Ok(Self {
-            map: Arc::new(map),
+            file: Arc::new(Mutex::new(file)),
+            path: path.into(),
+            fingerprint: fingerprint.into(),
             width,
+            count: count as usize,
+            text_bytes: u64::from(bytes) | u64::from(bytes_high) << 32,
         })
+    }
+
+    /// What tells the text from every other one: 32 hexadecimal digits, a hash of the content of its files. The tokenizer and the
+    /// place of the files do not count.
+    pub fn fingerprint(&self) -> &str {
+        &self.fingerprint
     }
 
     /// Number of ids.
     pub fn len(&self) -> usize {
-        (self.map.len() - HEADER) / self.width
+        self.count
     }
 
     /// Whether there are no ids.
     pub fn is_empty(&self) -> bool {
-        self.len() == 0
+        self.count == 0
     }
 
     /// The ids in a range.
     ///
+    /// # Errors
+    ///
+    /// [`DataError::Read`] if the file was cut off since it was opened.
+    ///
     /// # Panics
     ///
     /// If the range exceeds [`len`](Self::len).
-    pub fn ids(&self, range: Range<usize>) -> impl Iterator<Item = u32> + '_ {
-        let bytes = &self.map[HEADER + range.start * self.width..HEADER + range.end * self.width];
-        bytes.chunks_exact(self.width).map(|id| {
-            let mut value = [0; 4];
-            value[..id.len()].copy_from_slice(id);
-            u32::from_le_bytes(value)
-        })
+    pub fn ids(&self, range: Range<usize>) -> Result<Vec<u32>, DataError> {
+        assert!(range.end <= self.count, "ids {range:?} of {}", self.count);
+        if range.is_empty() {
+            return Ok(Vec::new());
+        }
+        let blocks = range.start / BLOCK..(range.end - 1) / BLOCK + 1;
+        let end =
+            self.block(blocks.end - 1) + (MARK + ((range.end - 1) % BLOCK + 1) * self.width) as u64;
+        let start = self.block(blocks.start);
+        let bytes = self.read(start, (end - start) as usize)?;
+        let ids = bytes
+            .chunks(MARK + BLOCK * self.width)
+            .flat_map(|block| block[MARK..].chunks_exact(self.width).map(id));
+        Ok(ids.skip(range.start % BLOCK).collect())
+    }
+
+    /// Bytes of the text that the ids of a range stand for. Within the blocks at its ends, 64 ids each, every id counts alike.
+    ///
+    /// # Errors
+    ///
+    /// [`DataError::Read`] if the file was cut off since it was opened.
+    pub fn text_bytes(&self, range: Range<usize>) -> Result<u64, DataError> {
+        let (end, start) = (
+            self.bytes_before(range.end)?,
+            self.bytes_before(range.start)?,
+        );
+        Ok(end.saturating_sub(start))
+    }
+
+    fn bytes_before(&self, position: usize) -> Result<u64, DataError> {
+        if position >= self.count {
+            return Ok(self.text_bytes);
+        }
+        let block = position / BLOCK;
+        let first = self.mark(block)?;
+        let (next, ids) = match (block + 1) * BLOCK < self.count {
+            true => (self.mark(block + 1)?, BLOCK),
+            false => (self.text_bytes, self.count - block * BLOCK),
+        };
+        let part = (position % BLOCK) as f64 / ids as f64;
+        Ok(first + (next.saturating_sub(first) as f64 * part).round() as u64)
+    }
+
+    fn mark(&self, block: usize) -> Result<u64, DataError> {
+        let mut mark = [0; MARK];
+        mark.copy_from_slice(&self.read(self.block(block), MARK)?);
+        Ok(u64::from_le_bytes(mark))
+    }
+
+    /// Where a block lies in the file.
+    fn block(&self, block: usize) -> u64 {
+        (HEADER + block * (MARK + BLOCK * self.width)) as u64
+    }
+
+    fn read(&self, start: u64, length: usize) -> Result<Vec<u8>, DataError> {
+        let mut bytes = vec![0; length];
+        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        let read = file
+            .seek(SeekFrom::Start(start))
+            .and_then(|_| file.read_exact(&mut bytes));
+        read.map_err(|source| DataError::Read {
+            path: self.path.to_path_buf(),
+            source,
+        })?;
+        Ok(bytes)
     }
 }
 
-/// Maps a file into memory.
-#[allow(unsafe_code)]
-fn map(file: &File) -> std::io::Result<Mmap> {
-    // SAFETY: the map is only read, and token files are replaced whole, never changed in place.
-    unsafe { Mmap::map(file) }
+/// The checksum of the blocks that follow in the file, and the largest id.
+fn check(file: &File, width: usize) -> io::Result<(crc32fast::Hasher, u32)> {
+    let mut blocks = BufReader::with_capacity(1 << 20, file);
+    let mut block = Vec::new();
+    let (mut hash, mut largest) = (crc32fast::Hasher::new(), 0);
+    loop {
+        block.clear();
+        let whole = (MARK + BLOCK * width) as u64;
+        if (&mut blocks).take(whole).read_to_end(&mut block)? == 0 {
+            return Ok((hash, largest));
+        }
+        hash.update(&block);
+        let ids = block.get(MARK..).unwrap_or_default();
+        largest = ids.chunks_exact(width).map(id).fold(largest, u32::max);
+    }
 }
 
-/// Where token files are kept: the user's cache folder.
-pub fn cache_folder() -> PathBuf {
-    dirs::cache_dir()
-        .unwrap_or_else(std::env::temp_dir)
-        .join("metastate")
+/// An id of 2 or 4 bytes.
+fn id(bytes: &[u8]) -> u32 {
+    let mut value = [0; 4];
+    value[..bytes.len()].copy_from_slice(bytes);
+    u32::from_le_bytes(value)
+}
+
+/// Writes a token file.
+pub(super) struct Writer {
+    out: BufWriter<File>,
+    hash: crc32fast::Hasher,
+    count: u64,
+    width: usize,
+    text_bytes: u64,
+    buffer: Vec<u8>,
+}
+
+impl Writer {
+    /// A file for ids below `vocab_size`. It is locked until it is whole, so that nobody takes it for the rest of a killed process.
+    pub fn create(path: &Path, vocab_size: usize) -> io::Result<Self> {
+        let file = File::create(path)?;
+        // A file system without locks has no protection.
+        let _ = file.lock();
+        let mut out = BufWriter::with_capacity(1 << 18, file);
+        out.write_all(&[0; HEADER])?;
+        Ok(Self {
+            out,
+            hash: crc32fast::Hasher::new(),
+            count: 0,
+            width: if vocab_size <= 1 << 16 { 2 } else { 4 },
+            text_bytes: 0,
+            buffer: Vec::new(),
+        })
+    }
+
+    /// Appends the ids of a text of this many bytes. `ends` says where in the text the part of each id ends.
+    pub fn push(&mut self, ids: &[u32], ends: &[usize], text_bytes: usize) -> io::Result<()> {
+        self.buffer.clear();
+        for (i, id) in ids.iter().enumerate() {
+            if self.count.is_multiple_of(BLOCK as u64) {
+                let before = i
+                    .checked_sub(1)
+                    .and_then(|before| ends.get(before))
+                    .map_or(0, |&end| end as u64);
+                self.buffer.extend((self.text_bytes + before).to_le_bytes());
+            }
+            self.buffer
+                .extend(id.to_le_bytes().into_iter().take(self.width));
+            self.count += 1;
+        }
+        self.text_bytes += text_bytes as u64;
+        self.hash.update(&self.buffer);
+        self.out.write_all(&self.buffer)
+    }
+
+    /// Bytes of all texts so far.
+    pub fn text_bytes(&self) -> u64 {
+        self.text_bytes
+    }
+
+    /// Writes the header. The file that is returned keeps the lock.
+    pub fn finish(mut self) -> io::Result<File> {
+        let mut numbers = Vec::from(self.count.to_le_bytes());
+        numbers.extend(self.text_bytes.to_le_bytes());
+        self.hash.update(&numbers);
+        self.out.seek(SeekFrom::Start(0))?;
+        self.out.write_all(MAGIC)?;
+        self.out.write_all(&(self.width as u32).to_le_bytes())?;
+        self.out.write_all(&self.hash.finalize().to_le_bytes())?;
+        self.out.write_all(&numbers)?;
+        self.out
+            .into_inner()
+            .map_err(io::IntoInnerError::into_error)
+    }
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use rwkv7_core::tokenizer::ByteTokenizer;
-
     use super::*;
 
-    fn corpus(paths: &[PathBuf]) -> Corpus<'_> {
-        Corpus {
-            paths,
-            text_field: "text",
-            tokenizer: &ByteTokenizer,
-            tokenizer_name: "byte",
+    /// 200 ids whose texts have 1, 2, 3, 1, 2, 3 … bytes, pushed in parts of 70.
+    fn written(path: &Path, vocab_size: usize) -> Vec<u64> {
+        let mut out = Writer::create(path, vocab_size).unwrap();
+        let lengths: Vec<usize> = (0..200).map(|i| 1 + i % 3).collect();
+        for (part, lengths) in lengths.chunks(70).enumerate() {
+            let ids: Vec<u32> = (0..lengths.len()).map(|i| (70 * part + i) as u32).collect();
+            let mut end = 0;
+            let ends: Vec<usize> = lengths
+                .iter()
+                .map(|length| {
+                    end += length;
+                    end
+                })
+                .collect();
+            out.push(&ids, &ends, end).unwrap();
+        }
+        drop(out.finish().unwrap());
+        lengths.into_iter().map(|length| length as u64).collect()
+    }
+
+    #[test]
+    fn every_range_gives_its_ids_and_about_its_bytes() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.tokens");
+        for vocab_size in [256, 100_000] {
+            let lengths = written(&path, vocab_size);
+            let file = TokenFile::open(&path, "", vocab_size).unwrap();
+            assert_eq!(file.len(), 200);
+            for (start, end) in [
+                (0, 200),
+                (0, 0),
+                (0, 64),
+                (63, 65),
+                (64, 128),
+                (100, 199),
+                (199, 200),
+                (200, 200),
+            ] {
+                let expected: Vec<u32> = (start as u32..end as u32).collect();
+                assert_eq!(file.ids(start..end).unwrap(), expected);
+                let exact: u64 = lengths[start..end].iter().sum();
+                let found = file.text_bytes(start..end).unwrap();
+                // The ends of blocks are exact.
+                let most = if [start, end].iter().all(|at| at % BLOCK == 0 || *at == 200) {
+                    0
+                } else {
+                    2
+                };
+                assert!(
+                    found.abs_diff(exact) <= most,
+                    "{start}..{end}: {found} for {exact}"
+                );
+            }
         }
     }
 
     #[test]
-    fn documents_end_with_the_end_of_text_and_the_file_is_used_again() {
+    fn ids_that_the_tokenizer_does_not_have_are_damage() {
         let folder = tempfile::tempdir().unwrap();
-        let source = folder.path().join("a.jsonl");
-        std::fs::write(&source, "{\"text\": \"ab\"}\n{\"text\": \"c\"}\n").unwrap();
-        let cache = folder.path().join("cache");
-        let paths = [source.clone()];
-        let file = corpus(&paths).tokenize(&cache).unwrap();
-        let expected = [97, 98, 0, 99, 0];
-        assert_eq!(file.ids(0..file.len()).collect::<Vec<_>>(), expected);
-
-        let entry = || cache.read_dir().unwrap().next().unwrap().unwrap().path();
-        let modified = entry().metadata().unwrap().modified().unwrap();
-        corpus(&paths).tokenize(&cache).unwrap();
-        assert_eq!(entry().metadata().unwrap().modified().unwrap(), modified);
-
-        // A damaged file is noticed and made again.
-        drop(file);
-        let mut bytes = std::fs::read(entry()).unwrap();
-        bytes[HEADER] ^= 1;
-        std::fs::write(entry(), &bytes).unwrap();
-        assert!(matches!(
-            TokenFile::open(&entry()),
-            Err(DataError::Damaged { .. })
-        ));
-        let file = corpus(&paths).tokenize(&cache).unwrap();
-        assert_eq!(file.ids(0..5).collect::<Vec<_>>(), expected);
-
-        // Other text, another file.
-        std::fs::write(&source, "{\"text\": \"other\"}\n").unwrap();
-        assert_eq!(corpus(&paths).tokenize(&cache).unwrap().len(), 6);
-        assert_eq!(cache.read_dir().unwrap().count(), 2);
-    }
-
-    #[test]
-    fn unusable_text_leaves_nothing_behind() {
-        let folder = tempfile::tempdir().unwrap();
-        let source = folder.path().join("a.txt");
-        std::fs::write(&source, b"ab\xff").unwrap();
-        let cache = folder.path().join("cache");
-        let error = corpus(&[source]).tokenize(&cache).err().unwrap();
+        let path = folder.path().join("a.tokens");
+        written(&path, 256);
+        let error = TokenFile::open(&path, "", 199).err().unwrap().to_string();
         assert!(
-            matches!(error, DataError::NotUtf8 { offset: 2, .. }),
+            error.contains("the id 199") && error.contains("below 199"),
             "{error}"
         );
-        assert_eq!(cache.read_dir().unwrap().count(), 0);
+    }
+
+    /// A mapped file would end the program by a signal.
+    #[test]
+    fn a_file_that_is_cut_off_while_it_is_used_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.tokens");
+        written(&path, 256);
+        let file = TokenFile::open(&path, "", 256).unwrap();
+        File::options()
+            .write(true)
+            .open(&path)
+            .unwrap()
+            .set_len(100)
+            .unwrap();
+        let error = file.ids(150..160).err().unwrap().to_string();
+        assert!(error.contains("a.tokens"), "{error}");
     }
 }

@@ -76,7 +76,7 @@ impl TrainingWindows {
 impl Dataset<Sequence> for TrainingWindows {
     fn get(&self, index: usize) -> Result<Sequence, DatasetError> {
         assert!(index < self.windows, "window {index} of {}", self.windows);
-        Ok(window(&self.tokens, self.start(index as u64), self.context))
+        window(&self.tokens, self.start(index as u64), self.context)
     }
 
     fn len(&self) -> usize {
@@ -145,7 +145,7 @@ impl Dataset<Sequence> for ValidationWindows {
         assert!(index < self.windows, "window {index} of {}", self.windows);
         let (run, stride) = self.runs;
         let start = (index / run * stride + index % run) * self.context;
-        Ok(window(&self.tokens, self.range.start + start, self.context))
+        window(&self.tokens, self.range.start + start, self.context)
     }
 
     fn len(&self) -> usize {
@@ -153,9 +153,12 @@ impl Dataset<Sequence> for ValidationWindows {
     }
 }
 
-fn window(tokens: &TokenFile, start: usize, context: usize) -> Sequence {
-    let ids = tokens.ids(start..start + context + 1).map(|id| id as i32);
-    Sequence::new(&ids.collect::<Vec<_>>())
+fn window(tokens: &TokenFile, start: usize, context: usize) -> Result<Sequence, DatasetError> {
+    let ids = tokens
+        .ids(start..start + context + 1)
+        .map_err(DatasetError::new)?;
+    let ids: Vec<i32> = ids.into_iter().map(|id| id as i32).collect();
+    Ok(Sequence::new(&ids))
 }
 
 /// The largest prime p = 2 (mod 3) below `tokens / context - 1`: modulo such a prime, cubing is a permutation.
@@ -183,7 +186,7 @@ fn magic_order(sample: u64, prime: u64) -> u64 {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::data::tokens::Corpus;
+    use crate::data::corpus::Corpus;
     use rwkv7_core::tokenizer::ByteTokenizer;
 
     /// The primes of the official MiniPile run.
@@ -224,7 +227,6 @@ mod tests {
             paths: &[path],
             text_field: "text",
             tokenizer: &ByteTokenizer,
-            tokenizer_name: "byte",
         };
         corpus.tokenize(folder.path()).unwrap()
     }

@@ -4,16 +4,19 @@ use std::{ops::Range, path::PathBuf, sync::Arc};
 
 use burn::{data::dataset::Dataset, tensor::Device};
 use rwkv7_core::{Rwkv7, layers::ChannelMixer, tokenizer::Tokenizer};
+use serde::{Deserialize, Serialize};
 
 use crate::{
     data::{
         DataError,
         batch::Sequence,
+        cache::Cache,
+        corpus::Corpus,
         reverse::Reverse,
-        tokens::{self, Corpus, TokenFile},
+        tokens::TokenFile,
         windows::{TrainingWindows, ValidationWindows},
     },
-    evaluate::{self, ReverseReport, TextReport},
+    evaluate::{self, EvaluateError, ReverseReport, TextReport},
     recipe::{Recipe, Task},
 };
 
@@ -23,7 +26,18 @@ pub struct RunData {
     pub training: Arc<dyn Dataset<Sequence>>,
     /// The sequences of every validation.
     pub validation: Arc<dyn Dataset<Sequence>>,
+    /// What tells the data and the tokenizer from others. A run that goes on must have the same ones.
+    pub fingerprints: Fingerprints,
     evaluation: Evaluation,
+}
+
+/// The identity of a run's data and tokenizer, each as hexadecimal digits. Names and places of files do not count.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fingerprints {
+    /// The text, and the text of validation after a `+` where it is another; `reverse` for the task without data.
+    pub data: String,
+    /// The tokenizer.
+    pub tokenizer: String,
 }
 
 enum Evaluation {
@@ -31,20 +45,21 @@ enum Evaluation {
     Text {
         tokens: TokenFile,
         range: Range<usize>,
-        tokenizer: Box<dyn Tokenizer>,
     },
 }
 
 impl RunData {
     /// Reads, and tokenizes if need be, the data of a recipe.
     pub fn new(recipe: &Recipe, tokenizer: Box<dyn Tokenizer>) -> Result<Self, DataError> {
-        match recipe.task {
-            Task::Reverse => Ok(Self::reverse(recipe)),
-            Task::Text => Self::text(recipe, tokenizer),
-        }
+        let data = match recipe.task {
+            Task::Reverse => Self::reverse(recipe, tokenizer),
+            Task::Text => Self::text(recipe, tokenizer)?,
+        };
+        log::debug!("{:?}", data.fingerprints);
+        Ok(data)
     }
 
-    fn reverse(recipe: &Recipe) -> Self {
+    fn reverse(recipe: &Recipe, tokenizer: Box<dyn Tokenizer>) -> Self {
         let training = Reverse {
             min_digits: 1,
             max_digits: recipe.max_digits,
@@ -60,29 +75,38 @@ impl RunData {
         Self {
             training: Arc::new(training),
             validation: Arc::new(validation),
+            fingerprints: Fingerprints {
+                data: "reverse".into(),
+                tokenizer: tokenizer.fingerprint(),
+            },
             evaluation: Evaluation::Reverse(validation),
         }
     }
 
     fn text(recipe: &Recipe, tokenizer: Box<dyn Tokenizer>) -> Result<Self, DataError> {
+        let cache = Cache::of_user();
         let corpus = |paths: &[PathBuf]| {
             let corpus = Corpus {
                 paths,
                 text_field: &recipe.text_field,
                 tokenizer: tokenizer.as_ref(),
-                tokenizer_name: &recipe.tokenizer,
             };
-            corpus.tokenize(&tokens::cache_folder())
+            corpus.tokenize(cache.folder())
         };
         let text = corpus(&recipe.data)?;
+        let mut data = text.fingerprint().to_string();
         let (tokens, training, range) = if recipe.validation_data.is_empty() {
             let kept = (text.len() as f64 * (1.0 - recipe.validation_fraction)) as usize;
             (text.clone(), 0..kept, kept..text.len())
         } else {
             let validation = corpus(&recipe.validation_data)?;
+            data = format!("{data}+{}", validation.fingerprint());
             let range = 0..validation.len();
             (validation, 0..text.len(), range)
         };
+        if tokens.text_bytes(range.clone())? == 0 {
+            return Err(DataError::Blank { part: "validation" });
+        }
         let validation = ValidationWindows::new(tokens.clone(), range.clone(), recipe.context)?
             .at_most(recipe.validation_batches, recipe.batch_size);
         let training = TrainingWindows::new(
@@ -96,11 +120,11 @@ impl RunData {
         Ok(Self {
             training: Arc::new(training),
             validation: Arc::new(validation),
-            evaluation: Evaluation::Text {
-                tokens,
-                range,
-                tokenizer,
+            fingerprints: Fingerprints {
+                data,
+                tokenizer: tokenizer.fingerprint(),
             },
+            evaluation: Evaluation::Text { tokens, range },
         })
     }
 
@@ -110,21 +134,16 @@ impl RunData {
         recipe: &Recipe,
         model: &Rwkv7<M>,
         device: &Device,
-    ) -> Result<(Option<TextReport>, Option<ReverseReport>), DataError> {
+    ) -> Result<(Option<TextReport>, Option<ReverseReport>), EvaluateError> {
         let (context, rows) = (recipe.context, recipe.batch_size);
         match &self.evaluation {
             Evaluation::Reverse(task) => {
-                let report = evaluate::reverse(model, device, task, rows);
+                let report = evaluate::reverse(model, device, task, rows)?;
                 Ok((None, Some(report)))
             }
-            Evaluation::Text {
-                tokens,
-                range,
-                tokenizer,
-            } => {
-                let (range, tokenizer) = (range.clone(), tokenizer.as_ref());
+            Evaluation::Text { tokens, range } => {
                 let size = (context, rows);
-                let report = evaluate::windows(model, device, tokens, range, size, tokenizer)?;
+                let report = evaluate::windows(model, device, tokens, range.clone(), size)?;
                 Ok((Some(report), None))
             }
         }

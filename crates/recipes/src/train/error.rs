@@ -11,7 +11,7 @@ use scaling::ScalingError;
 use zoo::{SourceError, TargetError};
 
 use super::checkpoints::DamagedCheckpoint;
-use crate::{data::DataError, recipe::RecipeError};
+use crate::{data::DataError, evaluate::EvaluateError, recipe::RecipeError};
 
 /// Why a run did not start or did not end well.
 #[derive(Debug, thiserror::Error)]
@@ -31,6 +31,9 @@ pub enum TrainError {
     /// The text.
     #[error(transparent)]
     Data(#[from] DataError),
+    /// The final evaluation.
+    #[error(transparent)]
+    Evaluate(#[from] EvaluateError),
     /// The trained model cannot be written.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),

@@ -1,6 +1,6 @@
 //! One token a byte.
 
-use super::{Tokenizer, TokenizerError};
+use super::{Tokenizer, TokenizerError, fingerprint::fingerprint};
 
 /// Ids are byte values, 256 of them. The end of text is 0, the NUL byte, which text does not contain.
 #[derive(Clone, Copy, Debug, Default)]
@@ -13,6 +13,10 @@ impl Tokenizer for ByteTokenizer {
 
     fn encode(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
         Ok(text.bytes().map(u32::from).collect())
+    }
+
+    fn encode_with_ends(&self, text: &str) -> Result<(Vec<u32>, Vec<usize>), TokenizerError> {
+        Ok((self.encode(text)?, (1..=text.len()).collect()))
     }
 
     fn decode_bytes(&self, ids: &[u32]) -> Result<Vec<u8>, TokenizerError> {
@@ -28,5 +32,9 @@ impl Tokenizer for ByteTokenizer {
 
     fn end_of_text(&self) -> u32 {
         0
+    }
+
+    fn fingerprint(&self) -> String {
+        fingerprint("byte", &[])
     }
 }

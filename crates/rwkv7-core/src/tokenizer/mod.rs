@@ -1,8 +1,12 @@
 //! Tokenizers behind one small interface: bytes, the RWKV World vocabulary, and any Hugging Face `tokenizer.json`.
 
 mod byte;
+mod file;
+mod fingerprint;
+mod guard;
 mod hugging_face;
 mod stream;
+mod window;
 mod world;
 
 use std::path::{Path, PathBuf};
@@ -33,6 +37,23 @@ pub trait Tokenizer: Send + Sync {
     /// [`TokenizerError::Library`] if a third-party tokenizer fails.
     fn encode(&self, text: &str) -> Result<Vec<u32>, TokenizerError>;
 
+    /// The ids of a text, and where in the text the part of each id ends: offsets in bytes that never fall and are at most the
+    /// length of the text.
+    ///
+    /// # Errors
+    ///
+    /// As [`encode`](Self::encode).
+    fn encode_with_ends(&self, text: &str) -> Result<(Vec<u32>, Vec<usize>), TokenizerError> {
+        let ids = self.encode(text)?;
+        let mut end = 0;
+        let mut ends = Vec::with_capacity(ids.len());
+        for id in &ids {
+            end = text.len().min(end + self.decode_bytes(&[*id])?.len());
+            ends.push(end);
+        }
+        Ok((ids, ends))
+    }
+
     /// The bytes that ids stand for; they may end within a character.
     ///
     /// # Errors
@@ -42,6 +63,23 @@ pub trait Tokenizer: Send + Sync {
 
     /// The id between documents, which stands for no text.
     fn end_of_text(&self) -> u32;
+
+    /// What tells this tokenizer from every other one: 32 hexadecimal digits, a hash of its kind and of the bytes of its file.
+    /// The place and the name of the file do not count.
+    fn fingerprint(&self) -> String;
+
+    /// Whether the bytes of several ids are those of each id, one after the other. Where they are not, as where a space at the
+    /// start of a text is dropped, a [`StreamDecoder`] decodes the last ids together.
+    fn is_concatenative(&self) -> bool {
+        true
+    }
+
+    /// Whether the text of an id is certain only when an id follows that holds nothing back: bytes that are a character together,
+    /// and ids between them that stand for no text. Nobody asks a concatenative tokenizer.
+    fn holds_back(&self, id: u32) -> bool {
+        let _ = id;
+        false
+    }
 
     /// The text that ids stand for. Bytes that are not valid UTF-8 become U+FFFD.
     ///
@@ -112,7 +150,7 @@ pub fn load(spec: &str) -> Result<Box<dyn Tokenizer>, TokenizerError> {
         return Ok(Box::new(ByteTokenizer));
     }
     let path = Path::new(spec);
-    let bytes = std::fs::read(path).map_err(|source| TokenizerError::Read {
+    let bytes = file::read(path).map_err(|source| TokenizerError::Read {
         path: path.to_path_buf(),
         source,
     })?;
@@ -128,3 +166,7 @@ pub fn load(spec: &str) -> Result<Box<dyn Tokenizer>, TokenizerError> {
 #[allow(clippy::unwrap_used)]
 #[path = "tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod json_tests;

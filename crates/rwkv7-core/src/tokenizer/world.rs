@@ -6,7 +6,10 @@
 
 use std::path::Path;
 
-use super::{Tokenizer, TokenizerError};
+use super::{Tokenizer, TokenizerError, file, fingerprint::fingerprint};
+
+/// Ids are at most this, so that a wrong number takes no memory; the published vocabulary has 65,529.
+const LARGEST_ID: u32 = 1 << 20;
 
 /// The RWKV World tokenizer.
 pub struct WorldTokenizer {
@@ -14,6 +17,7 @@ pub struct WorldTokenizer {
     tokens: Vec<Vec<u8>>,
     nodes: Vec<Node>,
     edges: Vec<Edge>,
+    fingerprint: String,
 }
 
 /// A node of the trie: its children are `edges[first..first + count]`, sorted by byte.
@@ -44,6 +48,9 @@ impl WorldTokenizer {
             found,
             expected: expected.to_string(),
         };
+        if let Some(other) = file::not_a_vocabulary(bytes) {
+            return Err(wrong(0, other.into(), "an RWKV World vocabulary"));
+        }
         let text = std::str::from_utf8(bytes).map_err(|error| {
             let line = bytes[..error.valid_up_to()].split(|&b| b == b'\n').count();
             wrong(
@@ -79,11 +86,11 @@ impl WorldTokenizer {
                     &format!("{length}, as the line says, and at least 1"),
                 ));
             }
-            if id == 0 || id > 0xff_ffff {
+            if id == 0 || id > LARGEST_ID {
                 return Err(wrong(
                     number,
                     format!("id {id}"),
-                    "an id from 1; 0 is the end of text",
+                    &format!("an id from 1 to {LARGEST_ID}; 0 is the end of text"),
                 ));
             }
             let slot = id as usize;
@@ -113,6 +120,7 @@ impl WorldTokenizer {
             tokens,
             nodes: Vec::new(),
             edges: Vec::new(),
+            fingerprint: fingerprint("world", bytes),
         };
         tokenizer.build(&entries);
         Ok(tokenizer)
@@ -141,6 +149,18 @@ impl WorldTokenizer {
                 queue.push_back((child, group, depth + 1));
             }
         }
+    }
+
+    /// The ids of a text, and where in the text each one ends.
+    fn matches(&self, text: &str) -> impl Iterator<Item = (u32, usize)> {
+        let bytes = text.as_bytes();
+        let mut at = 0;
+        std::iter::from_fn(move || {
+            let rest = bytes.get(at..).filter(|rest| !rest.is_empty())?;
+            let (id, length) = self.longest(rest);
+            at += length;
+            Some((id, at))
+        })
     }
 
     /// The longest token at the start of `bytes`: its id and length.
@@ -174,15 +194,11 @@ impl Tokenizer for WorldTokenizer {
     }
 
     fn encode(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
-        let bytes = text.as_bytes();
-        let mut ids = Vec::with_capacity(bytes.len() / 4 + 1);
-        let mut at = 0;
-        while at < bytes.len() {
-            let (id, length) = self.longest(&bytes[at..]);
-            ids.push(id);
-            at += length;
-        }
-        Ok(ids)
+        Ok(self.matches(text).map(|(id, _)| id).collect())
+    }
+
+    fn encode_with_ends(&self, text: &str) -> Result<(Vec<u32>, Vec<usize>), TokenizerError> {
+        Ok(self.matches(text).unzip())
     }
 
     fn decode_bytes(&self, ids: &[u32]) -> Result<Vec<u8>, TokenizerError> {
@@ -201,6 +217,10 @@ impl Tokenizer for WorldTokenizer {
 
     fn end_of_text(&self) -> u32 {
         0
+    }
+
+    fn fingerprint(&self) -> String {
+        self.fingerprint.clone()
     }
 }
 
