@@ -314,9 +314,9 @@ impl<B: ActivationOps, C: CheckpointStrategy> ActivationOps for Autodiff<B, C> {
         let [y] = record_with::<B, C, _, _, _>(
             [x],
             activation,
-            activation.kept(),
+            Kept::Outputs,
             |[x], activation| [B::activation(x, activation)],
-            |[kept], [d], activation| [B::activation_backward(kept, d, activation)],
+            |[y], [d], activation| [B::activation_backward(y, d, activation)],
         );
         y
     }

@@ -7,9 +7,9 @@ use burn::{
 use burn_cubecl::{
     CubeBackend, kernel, ops::numeric::empty_device_contiguous_dtype, tensor::CubeTensor,
 };
-use cubecl::ir::{ElemType, FloatKind};
+use cubecl::ir::ElemType;
 
-use super::{argument, arguments, buffers};
+use super::{argument, arguments, buffers, element};
 use crate::ops::{
     Path, Side,
     backends::wkv7::{CHUNK, Wkv7Ops, Wkv7Tensors},
@@ -130,11 +130,7 @@ impl Call {
             key,
             chunk: CHUNK,
         };
-        let dtype = ElemType::Float(match input.r.dtype() {
-            DType::F16 => FloatKind::F16,
-            DType::BF16 => FloatKind::BF16,
-            _ => FloatKind::F32,
-        });
+        let dtype = element(input.r.dtype());
         let packed = buffers(&input.r) < BUFFERS || Path::asked().1;
         let input = input.into_array().map(kernel::into_contiguous);
         Self {
