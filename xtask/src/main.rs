@@ -95,7 +95,7 @@ const WGPU: &[Check] = &[
             ("BURN_DEVICE", "wgpu"),
             ("CUBECL_AUTOTUNE_LEVEL", "minimal"),
         ],
-        "cargo test --workspace --features wgpu --lib -- ops::tests::custom model::tests::step_and model::tests::padding",
+        "cargo test --workspace --features wgpu --lib -- ops::tests::custom ops::tests::fused model::tests::step_and model::tests::padding",
     ),
     (
         "operations on WGPU as in a browser, without fusion",
@@ -105,7 +105,7 @@ const WGPU: &[Check] = &[
             ("RWKV7_OP", "packed"),
             ("BURN_FUSION_MAX_EXPLORATIONS", "0"),
         ],
-        "cargo test --workspace --features wgpu --lib -- ops::tests::custom",
+        "cargo test --workspace --features wgpu --lib -- ops::tests::custom ops::tests::fused",
     ),
     (
         "WGPU against the CPU",

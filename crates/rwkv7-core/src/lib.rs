@@ -22,6 +22,7 @@
 //! | [`layers`] | time mixing, channel mixing, blocks, and [`ChannelMixer`](layers::ChannelMixer) for layers of your own |
 //! | [`ops`] | the WKV-7 recurrence and the other operations with hand-written gradients |
 //! | [`init`], [`optimizer`], [`loss`] | initial values, parameter groups and losses of the official training code |
+//! | `launches` | with a GPU feature: how many kernels some work launches |
 //! | [`precision`] | products with the weight matrices in f32 or bf16 |
 //! | [`checkpoint`] | official `.pth` files, safetensors, Burn records, state files |
 //! | [`files`] | opening files whose names come from outside |
@@ -47,6 +48,8 @@ pub mod files;
 #[cfg(feature = "text")]
 pub mod generate;
 pub mod init;
+#[cfg(feature = "gpu")]
+pub mod launches;
 pub mod layers;
 pub mod loss;
 pub mod ops;

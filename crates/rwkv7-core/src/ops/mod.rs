@@ -6,19 +6,18 @@
 //! - [`reference`](mod@reference): the formula in tensor operations, on any backend, differentiable by autodiff. Every other path is tested
 //!   against it.
 //! - [`chunked`]: the recurrence in matrix products over chunks of tokens, in tensor operations too.
-//! - a custom operation with hand-written gradients: a trait in `backends/mod.rs`, implemented for the CPU (kernels in `cpu/`),
-//!   for GPUs (kernels in `gpu/`) and, with the other two, for autodiff. On the CPU, where Burn fuses nothing, an operation in
-//!   tensor operations reads and writes whole tensors for every addition; a custom operation does so once.
+//! - a custom operation with hand-written gradients: a trait in `backends/`, implemented for the CPU (kernels in `cpu/`), for
+//!   GPUs (kernels in `gpu/`) and, with the other two, for autodiff. In tensor operations, an operation reads and writes whole
+//!   tensors for every addition that Burn does not fuse; a custom operation does so once.
 //!
-//! Custom operations run where the device has them, on f32; the recurrence also on half precision. The environment variable
-//! `RWKV7_OP` set to `chunked` or `reference` (or `oracle`) keeps them from running, to find out whether a driver computes one
-//! wrongly; `packed` makes GPUs compute the recurrence as they do in browsers. `RWKV7_OPERATOR` is the variable's older name.
+//! Custom operations run where the device has them, on f32 and, on GPUs, in half precision. The environment variable `RWKV7_OP`
+//! set to `chunked` or `reference` (or `oracle`) keeps them from running, to find out whether a driver computes one wrongly;
+//! `packed` makes GPUs compute as they do in browsers, with few storage buffers. `RWKV7_OPERATOR` is the variable's older name.
 //!
 //! To add an operation: write the formula in `reference.rs`, the kernel in a file of `cpu/`, the tensors and the trait in
-//! `backends/mod.rs`, its implementations in `backends/flex.rs` and `backends/autodiff.rs` (a call of `record`), and a function
-//! here that decides between the two. To give it a GPU kernel: add `Cube` and `Fusion` to the attribute of its trait, with
-//! the metadata of its outputs as [`wkv7()`] has it, implement the trait in `backends/cubecl.rs`, and let the function here take
-//! the custom operation for tensors on GPUs.
+//! `backends/`, its implementations in `backends/flex.rs` and `backends/autodiff.rs` (a call of `record`), and a function here
+//! that decides between the two. To give it a GPU kernel: write the kernel in a file of `gpu/`, add `Cube` and `Fusion` to the
+//! attribute of the trait, with the metadata of its outputs, and implement the trait in a file of `backends/cubecl/`.
 
 mod backends;
 pub mod chunked;
@@ -37,6 +36,8 @@ mod tests;
 
 use std::sync::OnceLock;
 
+#[cfg(any(feature = "flex", feature = "gpu"))]
+use burn::backend::DispatchDevice;
 use burn::{
     backend::Dispatch,
     optim::AdaptiveMomentumState,
@@ -108,11 +109,41 @@ fn takes_cpu_kernel<const D: usize>(x: &Tensor<D>) -> bool {
     x.dtype() == DType::F32 && is_cpu(&x.device()) && Path::asked().0.is_none()
 }
 
+/// Whether an operation has a kernel for this tensor on its device, given the types of its other tensors. On a GPU the kernels
+/// may need no more than this many storage buffers.
+#[cfg_attr(not(feature = "gpu"), allow(unused_variables))]
+fn takes_kernel<const D: usize, const N: usize>(
+    x: &Tensor<D>,
+    others: [DType; N],
+    buffers: usize,
+) -> bool {
+    if Path::asked().0.is_some() || others.iter().any(|other| *other != x.dtype()) {
+        return false;
+    }
+    let device = x.device().inner();
+    match (device.as_dispatch(), x.dtype()) {
+        #[cfg(feature = "flex")]
+        (DispatchDevice::Flex(_), DType::F32) => true,
+        #[cfg(feature = "gpu")]
+        (cube @ DispatchDevice::Cube(_), DType::F32 | DType::F16 | DType::BF16) => {
+            device.supports_dtype(x.dtype())
+                && backends::cubecl::supports(cube, buffers, x.shape().num_elements())
+        }
+        #[allow(unreachable_patterns)]
+        _ => false,
+    }
+}
+
+/// Whether the device has kernels for heads of this size.
+fn takes_heads(device: &Device, size: usize) -> bool {
+    is_cpu(device) || size.is_multiple_of(16) && size <= 128
+}
+
 /// Whether the device is the CPU backend that has custom operations.
 fn is_cpu(device: &Device) -> bool {
     match device.clone().inner().as_dispatch() {
         #[cfg(feature = "flex")]
-        burn::backend::DispatchDevice::Flex(_) => true,
+        DispatchDevice::Flex(_) => true,
         #[allow(unreachable_patterns)]
         _ => false,
     }
@@ -120,7 +151,8 @@ fn is_cpu(device: &Device) -> bool {
 
 /// `h + (previous - h) ⊙ μ` for `h [batch, time, C]`, `last [batch, C]` the token before the first, and μ `[1, 1, C]`.
 pub(crate) fn token_shift(h: Tensor<3>, last: Tensor<2>, mu: Tensor<3>) -> Tensor<3> {
-    if !takes_cpu_kernel(&h) || !takes_cpu_kernel(&last) {
+    let last = narrow(last, h.dtype());
+    if !takes_kernel(&h, [last.dtype(), mu.dtype()], 7) {
         let [output] = reference::token_shift(h, last, [mu]);
         return output;
     }
@@ -137,8 +169,14 @@ pub(crate) fn six_token_shifts(
     last: Tensor<2>,
     mus: [Tensor<3>; 6],
 ) -> [Tensor<3>; 6] {
-    if !takes_cpu_kernel(&h) || !takes_cpu_kernel(&last) {
-        return reference::token_shift(h, last, mus);
+    let last = narrow(last, h.dtype());
+    let types = mus.each_ref().map(|mu| mu.dtype());
+    if !takes_kernel(&h, types, 17) {
+        // With few storage buffers one after another.
+        return match takes_kernel(&h, types, 7) {
+            true => mus.map(|mu| token_shift(h.clone(), last.clone(), mu)),
+            false => reference::token_shift(h, last, mus),
+        };
     }
     let [r, w, k, v, a, g] = mus.map(Tensor::into_dispatch);
     let outputs = Dispatch::six_token_shifts(SixTokenShiftTensors {
@@ -186,7 +224,17 @@ pub(crate) struct Keys {
 
 /// Decay and keys of the recurrence; heads of `head_size` channels.
 pub(crate) fn key_preparation(input: KeyPreparation, head_size: usize) -> Keys {
-    if !takes_cpu_kernel(&input.k) || !takes_cpu_kernel(&input.w) || !takes_cpu_kernel(&input.a) {
+    let KeyPreparation {
+        k,
+        w,
+        a,
+        w0,
+        a0,
+        k_k,
+        k_a,
+    } = &input;
+    let types = [w, a, w0, a0, k_k, k_a].map(Tensor::dtype);
+    if !takes_kernel(k, types, 15) || !takes_heads(&k.device(), head_size) {
         return reference::key_preparation(input, head_size);
     }
     let inputs = KeyPreparationTensors {
@@ -214,8 +262,10 @@ pub(crate) fn removal_key(
     rate: Tensor<3>,
     bias: Tensor<3>,
 ) -> (Tensor<4>, Tensor<4>) {
-    let is_whole = z.dims()[2] * z.dims()[3] == rate.dims()[2];
-    if !takes_cpu_kernel(&z) || !takes_cpu_kernel(&rate) || !is_whole {
+    let [_, _, heads, size] = z.dims();
+    let is_whole = heads * size == rate.dims()[2];
+    let types = [rate.dtype(), bias.dtype()];
+    if !takes_kernel(&z, types, 8) || !takes_heads(&z.device(), size) || !is_whole {
         return reference::removal_key(z, rate, bias);
     }
     let key = Dispatch::removal_key(RemovalKeyTensors {
@@ -233,7 +283,7 @@ pub(crate) fn value_residual(
     s: Tensor<3>,
     v0: Tensor<3>,
 ) -> Tensor<3> {
-    if !takes_cpu_kernel(&v) || !takes_cpu_kernel(&s) {
+    if !takes_kernel(&v, [&first, &s, &v0].map(Tensor::dtype), 9) {
         return reference::value_residual(v, first, s, v0);
     }
     Tensor::from_dispatch(Dispatch::value_residual(ValueResidualTensors {
@@ -270,7 +320,20 @@ pub(crate) struct ReadOut {
 
 /// `(groupnorm(y) + (Σ r ⊙ k ⊙ r_k) v) ⊙ gate`, `[batch, time, C]`; norm and sum are over each head.
 pub(crate) fn read_out(input: ReadOut) -> Tensor<3> {
-    if input.prefix.is_some() || !takes_cpu_kernel(&input.y) || !takes_cpu_kernel(&input.gate) {
+    let types = [
+        input.r.dtype(),
+        input.k.dtype(),
+        input.v.dtype(),
+        input.gate.dtype(),
+        input.r_k.dtype(),
+        input.gamma.dtype(),
+        input.beta.dtype(),
+    ];
+    let size = input.y.dims()[3];
+    if input.prefix.is_some()
+        || !takes_kernel(&input.y, types, 15)
+        || !takes_heads(&input.y.device(), size)
+    {
         return reference::read_out(input);
     }
     let inputs = ReadOutTensors {
@@ -293,7 +356,7 @@ pub(crate) fn layer_norm(
     beta: Tensor<1>,
     epsilon: f64,
 ) -> Tensor<3> {
-    if !takes_cpu_kernel(&x) {
+    if !takes_kernel(&x, [gamma.dtype(), beta.dtype()], 5) {
         return reference::layer_norm(x, gamma, beta, epsilon);
     }
     let inputs = LayerNormTensors {
@@ -320,7 +383,7 @@ pub(crate) fn tanh<const D: usize>(x: Tensor<D>) -> Tensor<D> {
 }
 
 fn activation<const D: usize>(x: Tensor<D>, activation: Activation) -> Tensor<D> {
-    if !takes_cpu_kernel(&x) {
+    if !takes_kernel(&x, [], 3) {
         return reference::activation(x, activation);
     }
     Tensor::from_dispatch(Dispatch::activation(x.into_dispatch(), activation))

@@ -259,7 +259,7 @@ pub(super) fn is_custom(input: &Wkv7Input) -> bool {
         DispatchDevice::Flex(_) => value.max(key) <= super::cpu::wkv7::MAX_SIZE,
         #[cfg(feature = "gpu")]
         DispatchDevice::Cube(_) => {
-            super::backends::cubecl::supports(batch, time, heads, value, key)
+            super::backends::cubecl::wkv7::supports(batch, time, heads, value, key)
         }
         #[allow(unreachable_patterns)]
         _ => false,

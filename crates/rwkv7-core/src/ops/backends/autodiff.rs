@@ -146,177 +146,97 @@ fn no_second_derivative<T>(operation: &str) -> T {
     unimplemented!("{operation} has first derivatives only")
 }
 
-impl<B: TokenShiftOps, C: CheckpointStrategy> TokenShiftOps for Autodiff<B, C> {
-    fn token_shift(inputs: TokenShiftTensors<Self>) -> FloatTensor<Self> {
-        let [output] = record::<B, C, _, _, _>(
-            inputs.into_array(),
-            (),
-            |x, ()| [B::token_shift(TokenShiftTensors::from_array(x))],
-            |x, [d], ()| B::token_shift_backward(TokenShiftTensors::from_array(x), d).into_array(),
-        );
+/// Implements a trait of operations and their backward passes. An operation has one struct of tensors, at most one setting, and
+/// one tensor or a struct of them as its result.
+macro_rules! recorded {
+    ($ops:ident {
+        $($forward:ident, $backward:ident: $inputs:ident $(, $setting:ident: $type:ty)? => $output:ident;)+
+    }) => {
+        impl<B: $ops, C: CheckpointStrategy> $ops for Autodiff<B, C> {
+            $(
+                fn $forward(
+                    inputs: $inputs<Self>,
+                    $($setting: $type,)?
+                ) -> $output<Self> {
+                    let outputs = record::<B, C, _, _, _>(
+                        inputs.into_array(),
+                        ($($setting,)?),
+                        |x, ($($setting,)?)| {
+                            let x = $inputs::from_array(x);
+                            into_array!($output, <B as $ops>::$forward(x, $($setting)?))
+                        },
+                        |x, d, ($($setting,)?)| {
+                            let (x, d) = ($inputs::from_array(x), from_array!($output, d));
+                            <B as $ops>::$backward(x, d, $($setting)?).into_array()
+                        },
+                    );
+                    from_array!($output, outputs)
+                }
+
+                fn $backward(
+                    _: $inputs<Self>,
+                    _: $output<Self>,
+                    $(_: $type,)?
+                ) -> $inputs<Self> {
+                    no_second_derivative(stringify!($forward))
+                }
+            )+
+        }
+    };
+}
+
+/// The tensors of a result.
+macro_rules! into_array {
+    (FloatTensor, $output:expr) => {
+        [$output]
+    };
+    ($struct:ident, $outputs:expr) => {
+        $outputs.into_array()
+    };
+}
+
+/// A result of its tensors.
+macro_rules! from_array {
+    (FloatTensor, $array:expr) => {{
+        let [output] = $array;
         output
-    }
-
-    fn token_shift_backward(
-        _: TokenShiftTensors<Self>,
-        _: FloatTensor<Self>,
-    ) -> TokenShiftTensors<Self> {
-        no_second_derivative("token_shift")
-    }
-
-    fn six_token_shifts(inputs: SixTokenShiftTensors<Self>) -> SixTensors<Self> {
-        SixTensors::from_array(record::<B, C, _, _, _>(
-            inputs.into_array(),
-            (),
-            |x, ()| B::six_token_shifts(SixTokenShiftTensors::from_array(x)).into_array(),
-            |x, d, ()| {
-                B::six_token_shifts_backward(
-                    SixTokenShiftTensors::from_array(x),
-                    SixTensors::from_array(d),
-                )
-                .into_array()
-            },
-        ))
-    }
-
-    fn six_token_shifts_backward(
-        _: SixTokenShiftTensors<Self>,
-        _: SixTensors<Self>,
-    ) -> SixTokenShiftTensors<Self> {
-        no_second_derivative("six_token_shifts")
-    }
+    }};
+    ($struct:ident, $array:expr) => {
+        $struct::from_array($array)
+    };
 }
 
-impl<B: KeyPreparationOps, C: CheckpointStrategy> KeyPreparationOps for Autodiff<B, C> {
-    fn key_preparation(inputs: KeyPreparationTensors<Self>, head_size: usize) -> KeyTensors<Self> {
-        KeyTensors::from_array(record::<B, C, _, _, _>(
-            inputs.into_array(),
-            head_size,
-            |x, head_size| {
-                B::key_preparation(KeyPreparationTensors::from_array(x), head_size).into_array()
-            },
-            |x, d, head_size| {
-                B::key_preparation_backward(
-                    KeyPreparationTensors::from_array(x),
-                    KeyTensors::from_array(d),
-                    head_size,
-                )
-                .into_array()
-            },
-        ))
-    }
-
-    fn key_preparation_backward(
-        _: KeyPreparationTensors<Self>,
-        _: KeyTensors<Self>,
-        _: usize,
-    ) -> KeyPreparationTensors<Self> {
-        no_second_derivative("key_preparation")
-    }
-}
-
-impl<B: RemovalKeyOps, C: CheckpointStrategy> RemovalKeyOps for Autodiff<B, C> {
-    fn removal_key(inputs: RemovalKeyTensors<Self>) -> RemovalTensors<Self> {
-        RemovalTensors::from_array(record::<B, C, _, _, _>(
-            inputs.into_array(),
-            (),
-            |x, ()| B::removal_key(RemovalKeyTensors::from_array(x)).into_array(),
-            |x, d, ()| {
-                B::removal_key_backward(
-                    RemovalKeyTensors::from_array(x),
-                    RemovalTensors::from_array(d),
-                )
-                .into_array()
-            },
-        ))
-    }
-
-    fn removal_key_backward(
-        _: RemovalKeyTensors<Self>,
-        _: RemovalTensors<Self>,
-    ) -> RemovalKeyTensors<Self> {
-        no_second_derivative("removal_key")
-    }
-}
-
-impl<B: ValueResidualOps, C: CheckpointStrategy> ValueResidualOps for Autodiff<B, C> {
-    fn value_residual(inputs: ValueResidualTensors<Self>) -> FloatTensor<Self> {
-        let [output] = record::<B, C, _, _, _>(
-            inputs.into_array(),
-            (),
-            |x, ()| [B::value_residual(ValueResidualTensors::from_array(x))],
-            |x, [d], ()| {
-                B::value_residual_backward(ValueResidualTensors::from_array(x), d).into_array()
-            },
-        );
-        output
-    }
-
-    fn value_residual_backward(
-        _: ValueResidualTensors<Self>,
-        _: FloatTensor<Self>,
-    ) -> ValueResidualTensors<Self> {
-        no_second_derivative("value_residual")
-    }
-}
-
-impl<B: ReadOutOps, C: CheckpointStrategy> ReadOutOps for Autodiff<B, C> {
-    fn read_out(inputs: ReadOutTensors<Self>, epsilon: f32) -> FloatTensor<Self> {
-        let [output] = record::<B, C, _, _, _>(
-            inputs.into_array(),
-            epsilon,
-            |x, epsilon| [B::read_out(ReadOutTensors::from_array(x), epsilon)],
-            |x, [d], epsilon| {
-                B::read_out_backward(ReadOutTensors::from_array(x), d, epsilon).into_array()
-            },
-        );
-        output
-    }
-
-    fn read_out_backward(
-        _: ReadOutTensors<Self>,
-        _: FloatTensor<Self>,
-        _: f32,
-    ) -> ReadOutTensors<Self> {
-        no_second_derivative("read_out")
-    }
-}
-
-impl<B: LayerNormOps, C: CheckpointStrategy> LayerNormOps for Autodiff<B, C> {
-    fn layer_norm(inputs: LayerNormTensors<Self>, epsilon: f32) -> FloatTensor<Self> {
-        let [output] = record::<B, C, _, _, _>(
-            inputs.into_array(),
-            epsilon,
-            |x, epsilon| {
-                [<B as LayerNormOps>::layer_norm(
-                    LayerNormTensors::from_array(x),
-                    epsilon,
-                )]
-            },
-            |x, [d], epsilon| {
-                B::layer_norm_backward(LayerNormTensors::from_array(x), d, epsilon).into_array()
-            },
-        );
-        output
-    }
-
-    fn layer_norm_backward(
-        _: LayerNormTensors<Self>,
-        _: FloatTensor<Self>,
-        _: f32,
-    ) -> LayerNormTensors<Self> {
-        no_second_derivative("layer_norm")
-    }
-}
+recorded!(TokenShiftOps {
+    token_shift, token_shift_backward: TokenShiftTensors => FloatTensor;
+    six_token_shifts, six_token_shifts_backward: SixTokenShiftTensors => SixTensors;
+});
+recorded!(KeyPreparationOps {
+    key_preparation, key_preparation_backward: KeyPreparationTensors, head_size: usize => KeyTensors;
+});
+recorded!(RemovalKeyOps {
+    removal_key, removal_key_backward: RemovalKeyTensors => RemovalTensors;
+});
+recorded!(ValueResidualOps {
+    value_residual, value_residual_backward: ValueResidualTensors => FloatTensor;
+});
+recorded!(ReadOutOps {
+    read_out, read_out_backward: ReadOutTensors, epsilon: f32 => FloatTensor;
+});
+recorded!(LayerNormOps {
+    layer_norm, layer_norm_backward: LayerNormTensors, epsilon: f32 => FloatTensor;
+});
+recorded!(MatmulBf16Ops {
+    matmul_bf16, matmul_bf16_backward: MatmulTensors => FloatTensor;
+});
 
 impl<B: ActivationOps, C: CheckpointStrategy> ActivationOps for Autodiff<B, C> {
     fn activation(x: FloatTensor<Self>, activation: Activation) -> FloatTensor<Self> {
         let [y] = record_with::<B, C, _, _, _>(
             [x],
             activation,
-            activation.kept(),
+            Kept::Outputs,
             |[x], activation| [B::activation(x, activation)],
-            |[kept], [d], activation| [B::activation_backward(kept, d, activation)],
+            |[y], [d], activation| [B::activation_backward(y, d, activation)],
         );
         y
     }
@@ -347,21 +267,5 @@ impl<B: CrossEntropyOps, C: CheckpointStrategy> CrossEntropyOps for Autodiff<B, 
         _: IntTensor<Self>,
     ) -> FloatTensor<Self> {
         no_second_derivative("cross_entropy")
-    }
-}
-
-impl<B: MatmulBf16Ops, C: CheckpointStrategy> MatmulBf16Ops for Autodiff<B, C> {
-    fn matmul_bf16(inputs: MatmulTensors<Self>) -> FloatTensor<Self> {
-        let [output] = record::<B, C, _, _, _>(
-            inputs.into_array(),
-            (),
-            |x, ()| [B::matmul_bf16(MatmulTensors::from_array(x))],
-            |x, [d], ()| B::matmul_bf16_backward(MatmulTensors::from_array(x), d).into_array(),
-        );
-        output
-    }
-
-    fn matmul_bf16_backward(_: MatmulTensors<Self>, _: FloatTensor<Self>) -> MatmulTensors<Self> {
-        no_second_derivative("matmul_bf16")
     }
 }

@@ -168,13 +168,13 @@ impl ActivationOps for Flex {
     }
 
     fn activation_backward(
-        kept: FloatTensor<Self>,
+        y: FloatTensor<Self>,
         gradient: FloatTensor<Self>,
         activation: Activation,
     ) -> FloatTensor<Self> {
-        let [kept, gradient] = contiguous([kept, gradient]);
-        let gradient = activation::backward(floats(&kept), floats(&gradient), activation);
-        tensor(gradient, kept.shape())
+        let [y, gradient] = contiguous([y, gradient]);
+        let gradient = activation::backward(floats(&y), floats(&gradient), activation);
+        tensor(gradient, y.shape())
     }
 }
 

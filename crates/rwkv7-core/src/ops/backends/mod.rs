@@ -10,17 +10,28 @@ pub(super) mod autodiff;
 pub(super) mod cubecl;
 #[cfg(feature = "flex")]
 pub(super) mod flex;
+mod keys;
+mod token_shift;
 pub(super) mod wkv7;
 
+#[cfg(feature = "gpu")]
+use burn::backend::fusion::custom::TensorSpec;
 use burn::backend::{
     Backend, ExtensionType, backend_extension,
     tensor::{FloatTensor, IntTensor},
 };
 
+pub use keys::{
+    KeyPreparationOps, KeyPreparationTensors, KeyTensors, RemovalKeyOps, RemovalKeyTensors,
+    RemovalTensors,
+};
+pub use token_shift::{SixTensors, SixTokenShiftTensors, TokenShiftOps, TokenShiftTensors};
+
 /// A struct of float tensors, and its fields as an array in their order.
 macro_rules! tensors {
     ($(#[$attribute:meta])* $name:ident { $($(#[$doc:meta])* $field:ident),+ $(,)? }) => {
         #[derive(Clone, Debug, ExtensionType)]
+        #[extension_type(fusion: cfg(feature = "gpu"))]
         $(#[$attribute])*
         pub struct $name<B: Backend> {
             $($(#[$doc])* pub $field: FloatTensor<B>,)+
@@ -44,164 +55,10 @@ macro_rules! tensors {
 }
 use tensors;
 
-tensors! {
-    /// Inputs of a token shift with one mix.
-    TokenShiftTensors {
-        /// `[batch, time, C]`.
-        h,
-        /// The token before the first one, `[batch, C]`.
-        last,
-        /// Mix, `[1, 1, C]`.
-        mu,
-    }
-}
-
-tensors! {
-    /// Inputs of the token shift of time mixing.
-    SixTokenShiftTensors {
-        /// `[batch, time, C]`.
-        h,
-        /// The token before the first one, `[batch, C]`.
-        last,
-        /// Mix of the receptance, `[1, 1, C]`.
-        r,
-        /// Mix of the decay.
-        w,
-        /// Mix of the key.
-        k,
-        /// Mix of the value.
-        v,
-        /// Mix of the in-context learning rate.
-        a,
-        /// Mix of the gate.
-        g,
-    }
-}
-
-tensors! {
-    /// Outputs of the token shift of time mixing, each `[batch, time, C]`.
-    SixTensors {
-        /// For the receptance.
-        r,
-        /// For the decay.
-        w,
-        /// For the key.
-        k,
-        /// For the value.
-        v,
-        /// For the in-context learning rate.
-        a,
-        /// For the gate.
-        g,
-    }
-}
-
-/// [`token_shift`](super::token_shift) and [`six_token_shifts`](super::six_token_shifts).
-#[backend_extension(Flex: cfg(feature = "flex"), Autodiff)]
-pub trait TokenShiftOps: Backend {
-    /// `[batch, time, C]`.
-    fn token_shift(#[extension_type] inputs: TokenShiftTensors<Self>) -> FloatTensor<Self>;
-
-    /// The gradients of the inputs.
-    fn token_shift_backward(
-        #[extension_type] inputs: TokenShiftTensors<Self>,
-        gradient: FloatTensor<Self>,
-    ) -> TokenShiftTensors<Self>;
-
-    /// One output for each mix.
-    fn six_token_shifts(#[extension_type] inputs: SixTokenShiftTensors<Self>) -> SixTensors<Self>;
-
-    /// The gradients of the inputs.
-    fn six_token_shifts_backward(
-        #[extension_type] inputs: SixTokenShiftTensors<Self>,
-        #[extension_type] gradients: SixTensors<Self>,
-    ) -> SixTokenShiftTensors<Self>;
-}
-
-tensors! {
-    /// The tensors of [`KeyPreparation`](super::KeyPreparation).
-    KeyPreparationTensors {
-        /// Projected key.
-        k,
-        /// Decay before its bias and sigmoid.
-        w,
-        /// In-context learning rate before its bias and sigmoid.
-        a,
-        /// Decay bias.
-        w0,
-        /// In-context learning rate bias.
-        a0,
-        /// Scale of the removal key.
-        k_k,
-        /// How much the in-context learning rate scales the replacement key.
-        k_a,
-    }
-}
-
-tensors! {
-    /// The tensors of [`Keys`](super::Keys).
-    KeyTensors {
-        /// Log decay.
-        log_w,
-        /// Replacement key.
-        k,
-        /// Removal direction.
-        a,
-        /// Removal weight.
-        b,
-    }
-}
-
-/// [`key_preparation`](super::key_preparation).
-#[backend_extension(Flex: cfg(feature = "flex"), Autodiff)]
-pub trait KeyPreparationOps: Backend {
-    /// `[batch, time, heads, head_size]` each.
-    fn key_preparation(
-        #[extension_type] inputs: KeyPreparationTensors<Self>,
-        head_size: usize,
-    ) -> KeyTensors<Self>;
-
-    /// The gradients of the inputs.
-    fn key_preparation_backward(
-        #[extension_type] inputs: KeyPreparationTensors<Self>,
-        #[extension_type] gradients: KeyTensors<Self>,
-        head_size: usize,
-    ) -> KeyPreparationTensors<Self>;
-}
-
-tensors! {
-    /// Inputs of the removal key.
-    RemovalKeyTensors {
-        /// Key of any length, `[batch, time, heads, head_size]`.
-        z,
-        /// In-context learning rate before its bias and sigmoid, `[batch, time, C]`.
-        rate,
-        /// Bias of the rate, `[1, 1, C]`.
-        bias,
-    }
-}
-
-tensors! {
-    /// Outputs of the removal key, `[batch, time, heads, head_size]`.
-    RemovalTensors {
-        /// Removal direction.
-        a,
-        /// Removal weight.
-        b,
-    }
-}
-
-/// [`removal_key`](super::removal_key).
-#[backend_extension(Flex: cfg(feature = "flex"), Autodiff)]
-pub trait RemovalKeyOps: Backend {
-    /// Of the shape of z each.
-    fn removal_key(#[extension_type] inputs: RemovalKeyTensors<Self>) -> RemovalTensors<Self>;
-
-    /// The gradients of the inputs.
-    fn removal_key_backward(
-        #[extension_type] inputs: RemovalKeyTensors<Self>,
-        #[extension_type] gradients: RemovalTensors<Self>,
-    ) -> RemovalKeyTensors<Self>;
+/// Gradients have the shapes and types of the inputs.
+#[cfg(feature = "gpu")]
+fn of_inputs<I: Clone, G>(inputs: &I, _gradients: &G) -> I {
+    inputs.clone()
 }
 
 tensors! {
@@ -219,12 +76,19 @@ tensors! {
 }
 
 /// [`value_residual`](super::value_residual).
-#[backend_extension(Flex: cfg(feature = "flex"), Autodiff)]
+#[backend_extension(
+    Cube: cfg(feature = "gpu"),
+    Flex: cfg(feature = "flex"),
+    Fusion: cfg(feature = "gpu"),
+    Autodiff,
+)]
 pub trait ValueResidualOps: Backend {
     /// Of the shape of v.
+    #[fusion(meta = |inputs: &ValueResidualTensorsMetadata| inputs.v.clone())]
     fn value_residual(#[extension_type] inputs: ValueResidualTensors<Self>) -> FloatTensor<Self>;
 
     /// The gradients of the inputs.
+    #[fusion(meta = of_inputs)]
     fn value_residual_backward(
         #[extension_type] inputs: ValueResidualTensors<Self>,
         gradient: FloatTensor<Self>,
@@ -254,12 +118,19 @@ tensors! {
 }
 
 /// [`read_out`](super::read_out), the group norm over whole heads.
-#[backend_extension(Flex: cfg(feature = "flex"), Autodiff)]
+#[backend_extension(
+    Cube: cfg(feature = "gpu"),
+    Flex: cfg(feature = "flex"),
+    Fusion: cfg(feature = "gpu"),
+    Autodiff,
+)]
 pub trait ReadOutOps: Backend {
     /// Of the shape of the gate.
+    #[fusion(meta = |inputs: &ReadOutTensorsMetadata, _: &f32| inputs.gate.clone())]
     fn read_out(#[extension_type] inputs: ReadOutTensors<Self>, epsilon: f32) -> FloatTensor<Self>;
 
     /// The gradients of the inputs.
+    #[fusion(meta = |inputs: &ReadOutTensorsMetadata, _: &TensorSpec, _: &f32| inputs.clone())]
     fn read_out_backward(
         #[extension_type] inputs: ReadOutTensors<Self>,
         gradient: FloatTensor<Self>,
@@ -280,15 +151,22 @@ tensors! {
 }
 
 /// [`layer_norm`](super::layer_norm).
-#[backend_extension(Flex: cfg(feature = "flex"), Autodiff)]
+#[backend_extension(
+    Cube: cfg(feature = "gpu"),
+    Flex: cfg(feature = "flex"),
+    Fusion: cfg(feature = "gpu"),
+    Autodiff,
+)]
 pub trait LayerNormOps: Backend {
     /// Of the shape of x.
+    #[fusion(meta = |inputs: &LayerNormTensorsMetadata, _: &f32| inputs.x.clone())]
     fn layer_norm(
         #[extension_type] inputs: LayerNormTensors<Self>,
         epsilon: f32,
     ) -> FloatTensor<Self>;
 
     /// The gradients of the inputs.
+    #[fusion(meta = |inputs: &LayerNormTensorsMetadata, _: &TensorSpec, _: &f32| inputs.clone())]
     fn layer_norm_backward(
         #[extension_type] inputs: LayerNormTensors<Self>,
         gradient: FloatTensor<Self>,
@@ -297,7 +175,7 @@ pub trait LayerNormOps: Backend {
 }
 
 /// A function of each element.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Activation {
     /// relu(x)².
     ReluSquared,
@@ -316,25 +194,22 @@ pub enum Kept {
     Outputs,
 }
 
-impl Activation {
-    /// Whether the derivative is taken from x or from y.
-    pub fn kept(self) -> Kept {
-        match self {
-            Self::ReluSquared => Kept::Inputs,
-            Self::Sigmoid | Self::Tanh => Kept::Outputs,
-        }
-    }
-}
-
 /// [`relu_squared`](super::relu_squared), [`sigmoid`](super::sigmoid) and [`tanh`](super::tanh).
-#[backend_extension(Flex: cfg(feature = "flex"), Autodiff)]
+#[backend_extension(
+    Cube: cfg(feature = "gpu"),
+    Flex: cfg(feature = "flex"),
+    Fusion: cfg(feature = "gpu"),
+    Autodiff,
+)]
 pub trait ActivationOps: Backend {
     /// Of the shape of x.
+    #[fusion(meta = |x: &TensorSpec, _: &Activation| x.clone())]
     fn activation(x: FloatTensor<Self>, activation: Activation) -> FloatTensor<Self>;
 
-    /// The gradient of x; `kept` is x or y, as [`Activation::kept`] says.
+    /// The gradient of x.
+    #[fusion(meta = |y: &TensorSpec, _: &TensorSpec, _: &Activation| y.clone())]
     fn activation_backward(
-        kept: FloatTensor<Self>,
+        y: FloatTensor<Self>,
         gradient: FloatTensor<Self>,
         activation: Activation,
     ) -> FloatTensor<Self>;

@@ -15,7 +15,6 @@ pub const CHUNK: usize = 16;
 tensors! {
     /// The tensors of [`Wkv7Input`](crate::ops::Wkv7Input), or their gradients. All are f32, or all but `log_w` are of one
     /// half-precision type that the device computes with.
-    #[extension_type(fusion: cfg(feature = "gpu"))]
     Wkv7Tensors {
         /// Receptance.
         r,

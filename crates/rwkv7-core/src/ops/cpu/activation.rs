@@ -17,20 +17,20 @@ pub fn forward(x: &[f32], activation: Activation) -> Vec<f32> {
     }
 }
 
-/// The gradient of x, from what the backward pass [keeps](Activation::kept) and the gradient of y.
-pub fn backward(kept: &[f32], output_grad: &[f32], activation: Activation) -> Vec<f32> {
+/// The gradient of x, from y and its gradient.
+pub fn backward(y: &[f32], output_grad: &[f32], activation: Activation) -> Vec<f32> {
     match activation {
-        Activation::ReluSquared => map2(ReluSquared, kept, output_grad),
-        Activation::Sigmoid => map2(Sigmoid, kept, output_grad),
-        Activation::Tanh => map2(Tanh, kept, output_grad),
+        Activation::ReluSquared => map2(ReluSquared, y, output_grad),
+        Activation::Sigmoid => map2(Sigmoid, y, output_grad),
+        Activation::Tanh => map2(Tanh, y, output_grad),
     }
 }
 
 /// A function of one element and its gradient.
 trait Function: Copy + Sync {
     fn forward<S: Simd>(self, x: Vector<S>) -> Vector<S>;
-    /// From what the backward pass keeps (the input or the output) and the gradient of the output.
-    fn backward<S: Simd>(self, kept: Vector<S>, grad: Vector<S>) -> Vector<S>;
+    /// From the output and its gradient.
+    fn backward<S: Simd>(self, y: Vector<S>, grad: Vector<S>) -> Vector<S>;
 }
 
 #[derive(Clone, Copy)]
@@ -45,9 +45,8 @@ impl Function for ReluSquared {
     }
 
     #[inline(always)]
-    fn backward<S: Simd>(self, x: Vector<S>, grad: Vector<S>) -> Vector<S> {
-        let zero = x.like(0.0);
-        let positive = x.if_less(zero, zero, x);
+    fn backward<S: Simd>(self, y: Vector<S>, grad: Vector<S>) -> Vector<S> {
+        let positive = y.sqrt();
         (positive + positive) * grad
     }
 }
@@ -89,14 +88,10 @@ fn map1(function: impl Function, x: &[f32]) -> Vec<f32> {
     y
 }
 
-fn map2(function: impl Function, kept: &[f32], grad: &[f32]) -> Vec<f32> {
-    assert_len(kept.len(), &[("gradient of the output", grad.len())]);
-    let kernel = Backward {
-        function,
-        kept,
-        grad,
-    };
-    let [x_grad] = run(&kernel, kept.len(), 1);
+fn map2(function: impl Function, y: &[f32], grad: &[f32]) -> Vec<f32> {
+    assert_len(y.len(), &[("gradient of the output", grad.len())]);
+    let kernel = Backward { function, y, grad };
+    let [x_grad] = run(&kernel, y.len(), 1);
     x_grad
 }
 
@@ -127,7 +122,7 @@ impl<F: Function> Kernel<1> for Forward<'_, F> {
 
 struct Backward<'a, F> {
     function: F,
-    kept: &'a [f32],
+    y: &'a [f32],
     grad: &'a [f32],
 }
 
@@ -140,15 +135,15 @@ impl<F: Function> Kernel<1> for Backward<'_, F> {
         [output]: [&mut [f32]; 1],
         _sums: &mut [f32],
     ) {
-        let kept = &self.kept[elements.clone()];
+        let y = &self.y[elements.clone()];
         let grad = &self.grad[elements];
-        let output = &mut output[..kept.len()];
+        let output = &mut output[..y.len()];
         for_lanes(
             simd,
-            kept.len(),
+            y.len(),
             #[inline(always)]
             |lane| {
-                let value = self.function.backward(lane.load(kept), lane.load(grad));
+                let value = self.function.backward(lane.load(y), lane.load(grad));
                 lane.store(output, value);
             },
         );
@@ -159,7 +154,6 @@ impl<F: Function> Kernel<1> for Backward<'_, F> {
 mod tests {
     use super::super::check::{Case, assert_case, data};
     use super::*;
-    use crate::ops::backends::Kept;
 
     type Naive = fn(f64) -> f64;
 
@@ -176,11 +170,7 @@ mod tests {
                 let x: Vec<f32> = data(len, 1).iter().map(|x| 3.0 * x).collect();
                 let grad = data(len, 2);
                 let y = forward(&x, activation);
-                let kept = match activation.kept() {
-                    Kept::Inputs => &x,
-                    Kept::Outputs => &y,
-                };
-                let x_grad = backward(kept, &grad, activation);
+                let x_grad = backward(&y, &grad, activation);
                 assert_case(Case {
                     name: &format!("activation {len}"),
                     naive: &|x| x[0].iter().map(|x| naive(*x)).collect(),

@@ -1,0 +1,75 @@
+//! Elementwise functions: squared ReLU, sigmoid, tanh.
+
+use cubecl::prelude::*;
+
+use super::rows::{column, sigmoid};
+use crate::ops::backends::Activation;
+
+/// `y = f(x)` of a block of rows. NaN stays NaN.
+#[cube(launch)]
+pub fn forward_kernel<F: Float, N: Size>(
+    x: &[Vector<F, N>],     // [rows, C]
+    y: &mut [Vector<F, N>], // [rows, C]
+    rows: usize,
+    across: usize,
+    block: usize,
+    #[comptime] function: Activation,
+    #[define(F)] _dtype: ElemType,
+) {
+    let column = column();
+    let from = CUBE_POS_Y as usize * block;
+    let to = (from + block).min(rows);
+    if column < across {
+        for row in from..to {
+            let at = row * across + column;
+            let x = Vector::<f32, N>::cast_from(x[at]);
+            let value = match comptime![function] {
+                Activation::ReluSquared => {
+                    let zero = Vector::<f32, N>::new(0.0);
+                    let positive = select_many(x.less_than(&zero), zero, x);
+                    positive * positive
+                }
+                Activation::Sigmoid => {
+                    let (value, _) = sigmoid(x);
+                    value
+                }
+                Activation::Tanh => Vector::tanh(x),
+            };
+            y[at] = Vector::cast_from(value);
+        }
+    }
+}
+
+/// The gradient of x, from y and its gradient.
+#[cube(launch)]
+pub fn backward_kernel<F: Float, N: Size>(
+    y: &[Vector<F, N>],        // [rows, C]
+    gradient: &[Vector<F, N>], // [rows, C]
+    d_x: &mut [Vector<F, N>],  // [rows, C]
+    rows: usize,
+    across: usize,
+    block: usize,
+    #[comptime] function: Activation,
+    #[define(F)] _dtype: ElemType,
+) {
+    let column = column();
+    let from = CUBE_POS_Y as usize * block;
+    let to = (from + block).min(rows);
+    if column < across {
+        let one = Vector::<f32, N>::new(1.0);
+        for row in from..to {
+            let at = row * across + column;
+            let y = Vector::<f32, N>::cast_from(y[at]);
+            let d = Vector::<f32, N>::cast_from(gradient[at]);
+            let slope = match comptime![function] {
+                Activation::ReluSquared => {
+                    let positive = Vector::sqrt(y);
+                    positive + positive
+                }
+                Activation::Sigmoid => y * (one - y),
+                Activation::Tanh => (one - y) * (one + y),
+            };
+            d_x[at] = Vector::cast_from(d * slope);
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! From a key of any length to the removal vectors of a recurrence that writes along it.
+//!
+//! ```text
+//! rate = σ(rate_pre + bias)                        in-context learning rate
+//! ẑ    = z / max(|z|, 1e-12)                       over the channels of each head
+//! a    = -ẑ
+//! b    = ẑ rate
+//! dz   = (dẑ - z (z · dẑ) / |z|²) / |z|            with dẑ = db rate - da
+//! ```
+
+use cubecl::prelude::*;
+
+use super::rows::{Quad, column, one_sum, shared_size, sigmoid, sum_place, total, two_sums};
+use crate::ops::reference::MIN_KEY_NORM;
+
+/// Below the square root of this the divisor is constant.
+const SMALLEST_SQUARE: f32 = (MIN_KEY_NORM * MIN_KEY_NORM) as f32;
+
+/// The divisor of a head, from the sum of its squares.
+#[cube]
+pub fn inverse_norm(square: f32) -> f32 {
+    f32::recip(f32::sqrt(square.max(SMALLEST_SQUARE)))
+}
+
+/// How the gradient of ẑ becomes that of z: `dz = (dẑ - z along) inverse`.
+#[derive(CubeType)]
+pub struct Normalised {
+    pub inverse: f32,
+    along: f32,
+}
+
+#[cube]
+impl Normalised {
+    /// From |z|² and z · dẑ.
+    pub fn new(square: f32, dot: f32) -> Normalised {
+        let inverse = inverse_norm(square);
+        let mut along = 0.0f32;
+        if square >= SMALLEST_SQUARE {
+            along = dot * inverse * inverse;
+        }
+        Normalised { inverse, along }
+    }
+}
+
+/// The gradient of z.
+#[cube]
+pub fn backward(normalised: &Normalised, z: Quad<f32>, d_unit: Quad<f32>) -> Quad<f32> {
+    (d_unit - z * Quad::new(normalised.along)) * Quad::new(normalised.inverse)
+}
+
+/// Both vectors of a block of rows.
+#[cube(launch)]
+pub fn forward_kernel<F: Float>(
+    z: &[Quad<F>],       // [rows, C]
+    rate: &[Quad<F>],    // [rows, C]
+    bias: &[Quad<F>],    // [C]
+    a: &mut [Quad<f32>], // [rows, C]
+    b: &mut [Quad<f32>], // [rows, C]
+    rows: usize,
+    across: usize,
+    block: usize,
+    #[comptime] units: usize,
+    #[comptime] lanes: usize,
+    #[define(F)] _dtype: ElemType,
+) {
+    let mut tile = Shared::<[Quad<f32>]>::new_slice(comptime![shared_size(units, lanes)]);
+    let is_inside = column() < across;
+    let column = column().min(across - 1);
+    let bias = Quad::<f32>::cast_from(bias[column]);
+    let from = CUBE_POS_Y as usize * block;
+    let to = (from + block).min(rows);
+    for row in from..to {
+        let at = row * across + column;
+        let z = Quad::<f32>::cast_from(z[at]);
+        let square = total(&mut tile, row % 2, one_sum(z * z), units, lanes);
+        let unit = z * Quad::new(inverse_norm(square.extract(0usize)));
+        let (rate, _) = sigmoid(Quad::<f32>::cast_from(rate[at]) + bias);
+        if is_inside {
+            a[at] = -unit;
+            b[at] = unit * rate;
+        }
+    }
+}
+
+/// The gradients of z and the rate, and the sums for that of the bias.
+#[cube(launch)]
+pub fn backward_kernel<F: Float>(
+    z: &[Quad<F>],          // [rows, C]
+    rate: &[Quad<F>],       // [rows, C]
+    bias: &[Quad<F>],       // [C]
+    d_a: &[Quad<f32>],      // [rows, C]
+    d_b: &[Quad<f32>],      // [rows, C]
+    d_z: &mut [Quad<F>],    // [rows, C]
+    d_rate: &mut [Quad<F>], // [rows, C]
+    sums: &mut [Quad<f32>], // [blocks, 1, C]
+    rows: usize,
+    across: usize,
+    block: usize,
+    #[comptime] units: usize,
+    #[comptime] lanes: usize,
+    #[define(F)] _dtype: ElemType,
+) {
+    let mut tile = Shared::<[Quad<f32>]>::new_slice(comptime![shared_size(units, lanes)]);
+    let is_inside = column() < across;
+    let column = column().min(across - 1);
+    let bias = Quad::<f32>::cast_from(bias[column]);
+    let mut d_bias = Quad::<f32>::new(0.0);
+    let from = CUBE_POS_Y as usize * block;
+    let to = (from + block).min(rows);
+    for row in from..to {
+        let at = row * across + column;
+        let z = Quad::<f32>::cast_from(z[at]);
+        let (rate, rest) = sigmoid(Quad::<f32>::cast_from(rate[at]) + bias);
+        let d_removed = d_b[at];
+        let d_unit = d_removed * rate - d_a[at];
+        let both = total(
+            &mut tile,
+            row % 2,
+            two_sums(z * z, z * d_unit),
+            units,
+            lanes,
+        );
+        let normalised = Normalised::new(both.extract(0usize), both.extract(1usize));
+        let d_z_now = backward(&normalised, z, d_unit);
+        let d_rate_now = d_removed * z * Quad::new(normalised.inverse) * rate * rest;
+        d_bias += d_rate_now;
+        if is_inside {
+            d_z[at] = Quad::cast_from(d_z_now);
+            d_rate[at] = Quad::cast_from(d_rate_now);
+        }
+    }
+    if is_inside {
+        sums[sum_place(0usize, 1usize, across, column)] = d_bias;
+    }
+}
