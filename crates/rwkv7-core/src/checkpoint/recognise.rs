@@ -35,7 +35,7 @@ pub fn other_model(tensors: &[PackTensor]) -> Option<(String, &'static str)> {
             "give it to --state-in, and name the file of the model",
         ));
     }
-    if let Some(version) = version(&any) {
+    if let Some(version) = version(tensors) {
         return Some((
             format!("a model of RWKV-{version}"),
             "this program runs RWKV-7, whose published files have `x070` in their names",
@@ -61,9 +61,12 @@ pub fn other_model(tensors: &[PackTensor]) -> Option<(String, &'static str)> {
 }
 
 /// The version of an older RWKV, by names that RWKV-7 does not have.
-fn version(any: &dyn Fn(&dyn Fn(&str) -> bool) -> bool) -> Option<&'static str> {
-    let has =
-        |part: &str| any(&|name: &str| name.starts_with("blocks.0.att.") && name.contains(part));
+fn version(tensors: &[PackTensor]) -> Option<&'static str> {
+    let has = |part: &str| {
+        tensors
+            .iter()
+            .any(|t| t.name.starts_with("blocks.0.att.") && t.name.contains(part))
+    };
     if has(".time_maa_") {
         return Some("6");
     }
