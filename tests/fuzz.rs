@@ -336,10 +336,12 @@ fn plain_safetensors(tensors: &BTreeMap<String, TensorData>) -> Vec<u8> {
 }
 
 fn state(folder: &Path, config: &Rwkv7Config, model: &Rwkv7Lm) -> Vec<u8> {
-    let path = folder.join("state");
+    let path = folder.join("made");
     let state = model.zero_state(1, &Device::default());
     state.save(&path, config, Some(7)).unwrap();
-    fs::read(path).unwrap()
+    let bytes = fs::read(&path).unwrap();
+    fs::remove_file(path).unwrap();
+    bytes
 }
 
 fn text(error: impl std::error::Error) -> String {

@@ -325,7 +325,7 @@ impl Checkpoint {
             Some(tensor) => Err(CheckpointError::Dtype {
                 path: self.path.clone(),
                 tensor: tensor.name.clone(),
-                found: format!("{:?}", tensor.dtype),
+                found: tensor.dtype.name().into(),
             }),
         }
     }

@@ -8,6 +8,8 @@ use std::collections::BTreeMap;
 use burn::tensor::{Shape, TensorData};
 use burn_store::{bridge, burn_pack::Tensor as PackTensor};
 
+use super::wrappers::unwrapped;
+
 /// Whose names the tensors of a file have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NamingScheme {
@@ -169,8 +171,11 @@ pub fn is_unused(name: &str) -> bool {
 
 fn official_prefix(mut tensor: PackTensor) -> PackTensor {
     let mut name = tensor.name.as_str();
-    for prefix in ["model.", "rwkv7."] {
-        name = name.strip_prefix(prefix).unwrap_or(name);
+    while let Some(rest) = ["model.", "rwkv7."]
+        .iter()
+        .find_map(|prefix| name.strip_prefix(prefix))
+    {
+        name = unwrapped(rest);
     }
     tensor.name = name.to_string();
     tensor

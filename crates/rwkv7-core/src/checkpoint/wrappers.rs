@@ -36,11 +36,15 @@ pub fn strip(mut tensors: Vec<PackTensor>) -> Vec<PackTensor> {
     }
     tensors.retain(|tensor| !begins(tensor, &REST));
     for tensor in &mut tensors {
-        let mut name = tensor.name.as_str();
-        while let Some(rest) = PREFIXES.iter().find_map(|prefix| name.strip_prefix(prefix)) {
-            name = rest;
-        }
-        tensor.name = name.to_string();
+        tensor.name = unwrapped(&tensor.name).to_string();
     }
     tensors
+}
+
+/// The name without prefixes.
+pub fn unwrapped(mut name: &str) -> &str {
+    while let Some(rest) = PREFIXES.iter().find_map(|prefix| name.strip_prefix(prefix)) {
+        name = rest;
+    }
+    name
 }

@@ -31,7 +31,7 @@ pub fn open(path: &Path, length: u64, is_archive: bool) -> Result<RawCheckpoint,
     };
     let file = regular(path)?;
     let archive = match is_archive {
-        true => ZipArchive::new(BufReader::new(file)).ok(),
+        true => ZipArchive::new(BufReader::with_capacity(1 << 16, file)).ok(),
         false => None,
     };
     if let Some(archive) = &archive {

@@ -63,7 +63,8 @@ where
             None => None,
         };
     let mut tensors = Vec::new();
-    for (name, info) in header.tensors() {
+    // In the order of their names, so that the same file always gives the same error.
+    for (name, info) in header.tensors().into_iter().collect::<BTreeMap<_, _>>() {
         let dtype = match info.dtype {
             Dtype::F64 => DType::F64,
             Dtype::F32 => DType::F32,
