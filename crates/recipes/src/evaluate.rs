@@ -276,7 +276,9 @@ mod tests {
         assert!((report.bits_per_byte - bits(report) / 5.0).abs() < 1e-9);
         let report = windows(&model, &device, &text, 0..8, (3, 2)).unwrap();
         assert_eq!(report.tokens, 7);
-        assert!((report.bits_per_byte - bits(report) / 5.0).abs() < 1e-9);
+        // The first id is not predicted; a token file knows its bytes to within one.
+        let bytes = bits(report) / report.bits_per_byte;
+        assert!((4.0 - 1e-6..=5.0 + 1e-6).contains(&bytes), "{bytes}");
     }
 
     #[test]

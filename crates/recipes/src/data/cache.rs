@@ -56,10 +56,16 @@ impl Cache {
 
     /// Bytes that token files may take in all: 50 GB, or what `METASTATE_CACHE_GB` says.
     pub fn limit() -> u64 {
-        let set = std::env::var(LIMIT_NAME)
-            .ok()
-            .and_then(|text| text.trim().parse::<f64>().ok());
-        let gigabytes = set.filter(|gigabytes| *gigabytes >= 0.0).unwrap_or(LIMIT);
+        let set = std::env::var(LIMIT_NAME).ok();
+        let gigabytes = set.map_or(LIMIT, |text| match text.trim().parse::<f64>() {
+            Ok(gigabytes) if gigabytes >= 0.0 => gigabytes,
+            _ => {
+                log::warn!(
+                    "{LIMIT_NAME} is `{text}`, expected a number of gigabytes; {LIMIT} is taken"
+                );
+                LIMIT
+            }
+        });
         (gigabytes * 1e9) as u64
     }
 

@@ -312,7 +312,10 @@ mod tests {
         let cache = folder.path().join("cache");
         let refused = |content: &[u8]| {
             std::fs::write(&source, content).unwrap();
-            let error = corpus(&[source.clone()]).tokenize(&cache).err().unwrap();
+            let error = corpus(std::slice::from_ref(&source))
+                .tokenize(&cache)
+                .err()
+                .unwrap();
             assert_eq!(cache.read_dir().unwrap().count(), 0);
             error
         };

@@ -11,7 +11,7 @@
 
 use std::{
     fs::File,
-    io::{self, BufReader, BufWriter, Read, Seek, SeekFrom, Write},
+    io::{self, BufWriter, Read, Seek, SeekFrom, Write},
     ops::Range,
     path::Path,
     sync::{Arc, Mutex, PoisonError},
@@ -141,10 +141,12 @@ impl TokenFile {
             self.block(blocks.end - 1) + (MARK + ((range.end - 1) % BLOCK + 1) * self.width) as u64;
         let start = self.block(blocks.start);
         let bytes = self.read(start, (end - start) as usize)?;
-        let ids = bytes
-            .chunks(MARK + BLOCK * self.width)
-            .flat_map(|block| block[MARK..].chunks_exact(self.width).map(id));
-        Ok(ids.skip(range.start % BLOCK).collect())
+        let mut ids = Vec::with_capacity(blocks.len() * BLOCK);
+        for block in bytes.chunks(MARK + BLOCK * self.width) {
+            each_id(&block[MARK..], self.width, |id| ids.push(id));
+        }
+        ids.drain(..range.start % BLOCK);
+        Ok(ids)
     }
 
     /// Bytes of the text that the ids of a range stand for. Within the blocks at its ends, 64 ids each, every id counts alike.
@@ -200,27 +202,37 @@ impl TokenFile {
 }
 
 /// The checksum of the blocks that follow in the file, and the largest id.
-fn check(file: &File, width: usize) -> io::Result<(crc32fast::Hasher, u32)> {
-    let mut blocks = BufReader::with_capacity(1 << 20, file);
-    let mut block = Vec::new();
+fn check(mut file: &File, width: usize) -> io::Result<(crc32fast::Hasher, u32)> {
+    let block = MARK + BLOCK * width;
+    let mut blocks = Vec::new();
     let (mut hash, mut largest) = (crc32fast::Hasher::new(), 0);
     loop {
-        block.clear();
-        let whole = (MARK + BLOCK * width) as u64;
-        if (&mut blocks).take(whole).read_to_end(&mut block)? == 0 {
+        blocks.clear();
+        let part = 4096 * block as u64;
+        if (&mut file).take(part).read_to_end(&mut blocks)? == 0 {
             return Ok((hash, largest));
         }
-        hash.update(&block);
-        let ids = block.get(MARK..).unwrap_or_default();
-        largest = ids.chunks_exact(width).map(id).fold(largest, u32::max);
+        hash.update(&blocks);
+        for block in blocks.chunks(block) {
+            let ids = block.get(MARK..).unwrap_or_default();
+            each_id(ids, width, |id| largest = largest.max(id));
+        }
     }
 }
 
-/// An id of 2 or 4 bytes.
-fn id(bytes: &[u8]) -> u32 {
-    let mut value = [0; 4];
-    value[..bytes.len()].copy_from_slice(bytes);
-    u32::from_le_bytes(value)
+/// Gives every id of 2 or 4 bytes to `each`.
+fn each_id(bytes: &[u8], width: usize, mut each: impl FnMut(u32)) {
+    match width {
+        2 => {
+            let (ids, _) = bytes.as_chunks();
+            ids.iter()
+                .for_each(|id| each(u16::from_le_bytes(*id).into()));
+        }
+        _ => {
+            let (ids, _) = bytes.as_chunks();
+            ids.iter().for_each(|id| each(u32::from_le_bytes(*id)));
+        }
+    }
 }
 
 /// Writes a token file.
@@ -254,17 +266,25 @@ impl Writer {
     /// Appends the ids of a text of this many bytes. `ends` says where in the text the part of each id ends.
     pub fn push(&mut self, ids: &[u32], ends: &[usize], text_bytes: usize) -> io::Result<()> {
         self.buffer.clear();
-        for (i, id) in ids.iter().enumerate() {
-            if self.count.is_multiple_of(BLOCK as u64) {
-                let before = i
-                    .checked_sub(1)
-                    .and_then(|before| ends.get(before))
-                    .map_or(0, |&end| end as u64);
-                self.buffer.extend((self.text_bytes + before).to_le_bytes());
+        let mut start = 0;
+        while start < ids.len() {
+            let in_block = (self.count % BLOCK as u64) as usize;
+            if in_block == 0 {
+                let before = start.checked_sub(1).and_then(|before| ends.get(before));
+                let mark = self.text_bytes + before.map_or(0, |&end| end as u64);
+                self.buffer.extend(mark.to_le_bytes());
             }
-            self.buffer
-                .extend(id.to_le_bytes().into_iter().take(self.width));
-            self.count += 1;
+            let part = &ids[start..ids.len().min(start + BLOCK - in_block)];
+            match self.width {
+                2 => part
+                    .iter()
+                    .for_each(|&id| self.buffer.extend((id as u16).to_le_bytes())),
+                _ => part
+                    .iter()
+                    .for_each(|id| self.buffer.extend(id.to_le_bytes())),
+            }
+            start += part.len();
+            self.count += part.len() as u64;
         }
         self.text_bytes += text_bytes as u64;
         self.hash.update(&self.buffer);
