@@ -97,7 +97,7 @@ impl Cache {
     pub fn clear(&self) -> io::Result<u64> {
         let mut freed = self.remove_leftovers()?;
         for entry in self.entries()? {
-            fs::remove_file(&entry.path)?;
+            remove(&entry.path)?;
             freed += entry.bytes;
         }
         Ok(freed)
@@ -128,7 +128,7 @@ impl Cache {
             if total <= limit {
                 break;
             }
-            fs::remove_file(&entry.path)?;
+            remove(&entry.path)?;
             total -= entry.bytes;
             log::info!(
                 "{} is removed, as tokenized texts may take {} GB ({LIMIT_NAME})",
@@ -145,7 +145,7 @@ impl Cache {
         for (path, metadata) in self.files()? {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
             if name.starts_with(atomic::TEMPORARY) && is_abandoned(&path, &metadata) {
-                fs::remove_file(&path)?;
+                remove(&path)?;
                 freed += metadata.len();
             }
         }
@@ -169,6 +169,14 @@ impl Cache {
             }
         }
         Ok(files)
+    }
+}
+
+/// Removes a file that another process may have removed already.
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed,
     }
 }
 
