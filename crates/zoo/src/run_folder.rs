@@ -20,6 +20,9 @@ pub const CHECKPOINTS: &str = "checkpoints";
 /// The file of the recipe within the folder of the run.
 pub const RECIPE: &str = "recipe.json";
 
+/// The copy of the tokenizer's file within the folder of the run: a Hugging Face tokenizer, or a World vocabulary.
+pub const TOKENIZERS: [&str; 2] = ["tokenizer.json", "vocabulary.txt"];
+
 /// The file with the model of an epoch's checkpoint; `folder` is the run's folder of checkpoints.
 pub fn model_file(folder: &Path, epoch: usize) -> PathBuf {
     folder.join(epoch.to_string()).join("model.bpk")
