@@ -46,7 +46,7 @@ fn files_of_a_folder_that_are_left_out_are_counted() {
     let output = dir.run(&[&EVAL[..], &["texts"]].concat());
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(
-        said.contains("texts: 1 files are read, 2 are left out, such as texts/b.csv"),
+        said.contains("texts: read 1 of 3 files; left out, for example, texts/b.csv"),
         "{said}"
     );
     dir.fails(
@@ -90,7 +90,7 @@ fn tokenized_texts_are_shown_and_cleared() {
     assert!(!dir.path("cache/metastate/.incomplete-x").exists());
     let shown = dir.ok(&["cache"]);
     assert!(
-        shown.contains("2 files") && shown.contains("minute ago"),
+        shown.contains("token files: 2,") && shown.contains("minute ago"),
         "{shown}"
     );
     assert_eq!(dir.json(&["cache", "--clear", "--json"])["removed"], 2);

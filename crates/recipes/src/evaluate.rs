@@ -72,6 +72,7 @@ pub fn windows<M: ChannelMixer>(
     tokens: &TokenFile,
     range: Range<usize>,
     (context, rows): (usize, usize),
+    tokenizer: &dyn Tokenizer,
 ) -> Result<TextReport, EvaluateError> {
     let windows = ValidationWindows::new(tokens.clone(), range.clone(), context)?;
     let started = Instant::now();
@@ -89,7 +90,7 @@ pub fn windows<M: ChannelMixer>(
         sum += total_loss(logits, row(&ids[1..], device));
         count += ids.len() - 1;
     }
-    let bytes = tokens.text_bytes(range.start + 1..range.end)?;
+    let bytes = tokens.text_bytes(range.start + 1..range.end, tokenizer)?;
     report(sum, count, bytes, started)
 }
 
@@ -129,7 +130,7 @@ pub fn stream<M: ChannelMixer>(
         state = next;
         sum += total_loss(logits, row(&targets, device));
     }
-    let bytes = tokens.text_bytes(0..tokens.len())?;
+    let bytes = tokens.text_bytes(0..tokens.len(), tokenizer)?;
     report(sum, tokens.len(), bytes, started)
 }
 
@@ -274,7 +275,7 @@ mod tests {
         let report = stream(&model, &device, &text, 3, &ByteTokenizer).unwrap();
         assert_eq!(report.tokens, 8);
         assert!((report.bits_per_byte - bits(report) / 5.0).abs() < 1e-9);
-        let report = windows(&model, &device, &text, 0..8, (3, 2)).unwrap();
+        let report = windows(&model, &device, &text, 0..8, (3, 2), &ByteTokenizer).unwrap();
         assert_eq!(report.tokens, 7);
         assert!((report.bits_per_byte - bits(report) / 5.0).abs() < 1e-9);
     }
@@ -286,7 +287,7 @@ mod tests {
         let text = tokens("{\"text\": \"abcdefgh\"}\n");
         let error = stream(&model, &device, &text, 4, &ByteTokenizer).unwrap_err();
         assert!(error.to_string().contains("loss is NaN"), "{error}");
-        let error = windows(&model, &device, &text, 0..9, (4, 1)).unwrap_err();
+        let error = windows(&model, &device, &text, 0..9, (4, 1), &ByteTokenizer).unwrap_err();
         assert!(error.to_string().contains("loss is NaN"), "{error}");
         let task = Reverse {
             min_digits: 3,

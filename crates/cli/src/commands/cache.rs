@@ -31,7 +31,7 @@ pub fn run(args: cli::Cache) -> Outcome {
         let object = json!({"folder": folder, "removed": entries.len(), "bytes": freed});
         report(args.json, object, || {
             format!(
-                "{folder}: {} files removed, {}",
+                "{folder}: token files removed: {}, {}",
                 entries.len(),
                 megabytes(freed)
             )
@@ -50,7 +50,7 @@ pub fn run(args: cli::Cache) -> Outcome {
     let object = json!({"folder": folder, "bytes": total, "limit_bytes": limit, "files": files});
     report(args.json, object, || {
         let mut lines = vec![format!(
-            "{folder}: {} files, {} of at most {}",
+            "{folder}: token files: {}, {} of at most {}",
             entries.len(),
             megabytes(total),
             megabytes(limit)

@@ -56,10 +56,16 @@ impl Cache {
 
     /// Bytes that token files may take in all: 50 GB, or what `METASTATE_CACHE_GB` says.
     pub fn limit() -> u64 {
-        let set = std::env::var(LIMIT_NAME)
-            .ok()
-            .and_then(|text| text.trim().parse::<f64>().ok());
-        let gigabytes = set.filter(|gigabytes| *gigabytes >= 0.0).unwrap_or(LIMIT);
+        let set = std::env::var(LIMIT_NAME).ok();
+        let gigabytes = set.map_or(LIMIT, |text| match text.trim().parse::<f64>() {
+            Ok(gigabytes) if gigabytes >= 0.0 => gigabytes,
+            _ => {
+                log::warn!(
+                    "{LIMIT_NAME} is `{text}`, expected a number of gigabytes; {LIMIT} is taken"
+                );
+                LIMIT
+            }
+        });
         (gigabytes * 1e9) as u64
     }
 
@@ -91,7 +97,7 @@ impl Cache {
     pub fn clear(&self) -> io::Result<u64> {
         let mut freed = self.remove_leftovers()?;
         for entry in self.entries()? {
-            fs::remove_file(&entry.path)?;
+            remove(&entry.path)?;
             freed += entry.bytes;
         }
         Ok(freed)
@@ -122,7 +128,7 @@ impl Cache {
             if total <= limit {
                 break;
             }
-            fs::remove_file(&entry.path)?;
+            remove(&entry.path)?;
             total -= entry.bytes;
             log::info!(
                 "{} is removed, as tokenized texts may take {} GB ({LIMIT_NAME})",
@@ -139,7 +145,7 @@ impl Cache {
         for (path, metadata) in self.files()? {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
             if name.starts_with(atomic::TEMPORARY) && is_abandoned(&path, &metadata) {
-                fs::remove_file(&path)?;
+                remove(&path)?;
                 freed += metadata.len();
             }
         }
@@ -163,6 +169,14 @@ impl Cache {
             }
         }
         Ok(files)
+    }
+}
+
+/// Removes a file that another process may have removed already.
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed,
     }
 }
 

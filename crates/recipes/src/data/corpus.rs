@@ -214,7 +214,7 @@ mod tests {
         let file = corpus(&paths).tokenize(&cache).unwrap();
         let expected = [97, 98, 0, 0, 99, 0];
         assert_eq!(ids(&file), expected);
-        assert_eq!(file.text_bytes(0..6).unwrap(), 3);
+        assert_eq!(file.text_bytes(0..6, &ByteTokenizer).unwrap(), 3);
 
         // The same file is used again, also under another name.
         let entry = || cache.read_dir().unwrap().next().unwrap().unwrap().path();
@@ -312,7 +312,10 @@ mod tests {
         let cache = folder.path().join("cache");
         let refused = |content: &[u8]| {
             std::fs::write(&source, content).unwrap();
-            let error = corpus(&[source.clone()]).tokenize(&cache).err().unwrap();
+            let error = corpus(std::slice::from_ref(&source))
+                .tokenize(&cache)
+                .err()
+                .unwrap();
             assert_eq!(cache.read_dir().unwrap().count(), 0);
             error
         };

@@ -13,7 +13,7 @@ use super::DataError;
 const PIECE: usize = 1 << 20;
 
 /// The longest line of a `.jsonl` file, which is read as a whole.
-const JSON_LINE: usize = 64 << 20;
+const JSON_LINE: usize = 32 << 20;
 
 /// Some editors write this at the start of a UTF-8 file.
 const BYTE_ORDER_MARK: char = '\u{feff}';
@@ -85,9 +85,9 @@ pub fn files(paths: &[PathBuf]) -> Result<Vec<PathBuf>, DataError> {
         }
         if let Some(first) = left_out.first() {
             log::info!(
-                "{}: {read} files are read, {} are left out, such as {}",
+                "{}: read {read} of {} files; left out, for example, {}",
                 path.display(),
-                left_out.len(),
+                read + left_out.len(),
                 first.display()
             );
         }
@@ -372,14 +372,14 @@ impl Lines<'_> {
             }
             Err(error) => return Err(self.not_utf8(error.valid_up_to())),
         };
-        if let Some(at) = self.bytes[..self.used].iter().position(|&byte| byte == 0) {
+        // Checked above.
+        let text = std::str::from_utf8(&self.bytes[..self.used]).unwrap_or_default();
+        if let Some(at) = text.find('\0') {
             return Err(self.not_text(format!(
                 "byte {} is NUL, which is no text; the file is binary or not UTF-8 (convert UTF-16 by iconv -f utf-16le -t utf-8)",
                 self.offset + at as u64
             )));
         }
-        // Checked above.
-        let text = std::str::from_utf8(&self.bytes[..self.used]).unwrap_or_default();
         Ok(Some(match self.offset {
             0 => text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text),
             _ => text,
@@ -546,7 +546,7 @@ mod tests {
         )
         .unwrap();
         let error = documents(&path).unwrap_err().to_string();
-        assert!(error.contains("line 2: longer than 64 MiB"), "{error}");
+        assert!(error.contains("line 2: longer than 32 MiB"), "{error}");
     }
 
     #[test]

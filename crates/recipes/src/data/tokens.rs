@@ -11,11 +11,13 @@
 
 use std::{
     fs::File,
-    io::{self, BufReader, BufWriter, Read, Seek, SeekFrom, Write},
+    io::{self, BufWriter, Read, Seek, SeekFrom, Write},
     ops::Range,
     path::Path,
     sync::{Arc, Mutex, PoisonError},
 };
+
+use rwkv7_core::tokenizer::Tokenizer;
 
 use super::DataError;
 
@@ -141,37 +143,56 @@ impl TokenFile {
             self.block(blocks.end - 1) + (MARK + ((range.end - 1) % BLOCK + 1) * self.width) as u64;
         let start = self.block(blocks.start);
         let bytes = self.read(start, (end - start) as usize)?;
-        let ids = bytes
-            .chunks(MARK + BLOCK * self.width)
-            .flat_map(|block| block[MARK..].chunks_exact(self.width).map(id));
-        Ok(ids.skip(range.start % BLOCK).collect())
+        let mut ids = Vec::with_capacity(blocks.len() * BLOCK);
+        for block in bytes.chunks(MARK + BLOCK * self.width) {
+            each_id(&block[MARK..], self.width, |id| ids.push(id));
+        }
+        ids.drain(..range.start % BLOCK);
+        Ok(ids)
     }
 
-    /// Bytes of the text that the ids of a range stand for. Within the blocks at its ends, 64 ids each, every id counts alike.
+    /// Bytes of the text that the ids of a range stand for. `tokenizer` made the ids.
+    ///
+    /// Blocks of 64 ids have exact bytes. At the ends of a range within a block, the block's bytes are shared out by the lengths of
+    /// the texts of its ids, which is exact too unless the tokenizer changes texts.
     ///
     /// # Errors
     ///
     /// [`DataError::Read`] if the file was cut off since it was opened.
-    pub fn text_bytes(&self, range: Range<usize>) -> Result<u64, DataError> {
-        let (end, start) = (
-            self.bytes_before(range.end)?,
-            self.bytes_before(range.start)?,
-        );
-        Ok(end.saturating_sub(start))
+    pub fn text_bytes(
+        &self,
+        range: Range<usize>,
+        tokenizer: &dyn Tokenizer,
+    ) -> Result<u64, DataError> {
+        let end = self.bytes_before(range.end, tokenizer)?;
+        Ok(end.saturating_sub(self.bytes_before(range.start, tokenizer)?))
     }
 
-    fn bytes_before(&self, position: usize) -> Result<u64, DataError> {
+    fn bytes_before(&self, position: usize, tokenizer: &dyn Tokenizer) -> Result<u64, DataError> {
         if position >= self.count {
             return Ok(self.text_bytes);
         }
         let block = position / BLOCK;
         let first = self.mark(block)?;
-        let (next, ids) = match (block + 1) * BLOCK < self.count {
-            true => (self.mark(block + 1)?, BLOCK),
-            false => (self.text_bytes, self.count - block * BLOCK),
+        if position.is_multiple_of(BLOCK) {
+            return Ok(first);
+        }
+        let end = self.count.min((block + 1) * BLOCK);
+        let next = match end == self.count {
+            true => self.text_bytes,
+            false => self.mark(block + 1)?,
         };
-        let part = (position % BLOCK) as f64 / ids as f64;
-        Ok(first + (next.saturating_sub(first) as f64 * part).round() as u64)
+        let length = |id: &u32| match *id == tokenizer.end_of_text() {
+            true => 0,
+            false => tokenizer
+                .decode_bytes(&[*id])
+                .map_or(0, |bytes| bytes.len()),
+        };
+        let lengths: Vec<usize> = self.ids(block * BLOCK..end)?.iter().map(length).collect();
+        let before: usize = lengths[..position % BLOCK].iter().sum();
+        let all = lengths.iter().sum::<usize>().max(1);
+        let part = next.saturating_sub(first) as f64 * before as f64 / all as f64;
+        Ok(first + part.round() as u64)
     }
 
     fn mark(&self, block: usize) -> Result<u64, DataError> {
@@ -200,27 +221,37 @@ impl TokenFile {
 }
 
 /// The checksum of the blocks that follow in the file, and the largest id.
-fn check(file: &File, width: usize) -> io::Result<(crc32fast::Hasher, u32)> {
-    let mut blocks = BufReader::with_capacity(1 << 20, file);
-    let mut block = Vec::new();
+fn check(mut file: &File, width: usize) -> io::Result<(crc32fast::Hasher, u32)> {
+    let block = MARK + BLOCK * width;
+    let mut blocks = Vec::new();
     let (mut hash, mut largest) = (crc32fast::Hasher::new(), 0);
     loop {
-        block.clear();
-        let whole = (MARK + BLOCK * width) as u64;
-        if (&mut blocks).take(whole).read_to_end(&mut block)? == 0 {
+        blocks.clear();
+        let part = 4096 * block as u64;
+        if (&mut file).take(part).read_to_end(&mut blocks)? == 0 {
             return Ok((hash, largest));
         }
-        hash.update(&block);
-        let ids = block.get(MARK..).unwrap_or_default();
-        largest = ids.chunks_exact(width).map(id).fold(largest, u32::max);
+        hash.update(&blocks);
+        for block in blocks.chunks(block) {
+            let ids = block.get(MARK..).unwrap_or_default();
+            each_id(ids, width, |id| largest = largest.max(id));
+        }
     }
 }
 
-/// An id of 2 or 4 bytes.
-fn id(bytes: &[u8]) -> u32 {
-    let mut value = [0; 4];
-    value[..bytes.len()].copy_from_slice(bytes);
-    u32::from_le_bytes(value)
+/// Gives every id of 2 or 4 bytes to `each`.
+fn each_id(bytes: &[u8], width: usize, mut each: impl FnMut(u32)) {
+    match width {
+        2 => {
+            let (ids, _) = bytes.as_chunks();
+            ids.iter()
+                .for_each(|id| each(u16::from_le_bytes(*id).into()));
+        }
+        _ => {
+            let (ids, _) = bytes.as_chunks();
+            ids.iter().for_each(|id| each(u32::from_le_bytes(*id)));
+        }
+    }
 }
 
 /// Writes a token file.
@@ -254,17 +285,25 @@ impl Writer {
     /// Appends the ids of a text of this many bytes. `ends` says where in the text the part of each id ends.
     pub fn push(&mut self, ids: &[u32], ends: &[usize], text_bytes: usize) -> io::Result<()> {
         self.buffer.clear();
-        for (i, id) in ids.iter().enumerate() {
-            if self.count.is_multiple_of(BLOCK as u64) {
-                let before = i
-                    .checked_sub(1)
-                    .and_then(|before| ends.get(before))
-                    .map_or(0, |&end| end as u64);
-                self.buffer.extend((self.text_bytes + before).to_le_bytes());
+        let mut start = 0;
+        while start < ids.len() {
+            let in_block = (self.count % BLOCK as u64) as usize;
+            if in_block == 0 {
+                let before = start.checked_sub(1).and_then(|before| ends.get(before));
+                let mark = self.text_bytes + before.map_or(0, |&end| end as u64);
+                self.buffer.extend(mark.to_le_bytes());
             }
-            self.buffer
-                .extend(id.to_le_bytes().into_iter().take(self.width));
-            self.count += 1;
+            let part = &ids[start..ids.len().min(start + BLOCK - in_block)];
+            match self.width {
+                2 => part
+                    .iter()
+                    .for_each(|&id| self.buffer.extend((id as u16).to_le_bytes())),
+                _ => part
+                    .iter()
+                    .for_each(|id| self.buffer.extend(id.to_le_bytes())),
+            }
+            start += part.len();
+            self.count += part.len() as u64;
         }
         self.text_bytes += text_bytes as u64;
         self.hash.update(&self.buffer);
@@ -295,12 +334,32 @@ impl Writer {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use rwkv7_core::tokenizer::WorldTokenizer;
+
     use super::*;
 
-    /// 200 ids whose texts have 1, 2, 3, 1, 2, 3 … bytes, pushed in parts of 70.
+    /// A tokenizer whose id i stands for 1 + i mod 3 bytes.
+    fn tokenizer() -> WorldTokenizer {
+        let mut lines: Vec<String> = (0..256)
+            .map(|b| format!("{} b'\\x{b:02x}' 1", 3 * b + 300))
+            .collect();
+        for id in (1..200).filter(|id| id % 3 > 0) {
+            let [a, b] = [id / 16, id % 16]
+                .map(|digit| b'a' + digit as u8)
+                .map(char::from);
+            let token: String = [a, b, a].into_iter().take(1 + id % 3).collect();
+            lines.push(format!("{id} '{token}' {}", token.len()));
+        }
+        for (i, id) in (3..200).step_by(3).enumerate() {
+            lines[i] = format!("{id} b'\\x{i:02x}' 1");
+        }
+        WorldTokenizer::from_bytes(lines.join("\n").as_bytes(), Path::new("v.txt")).unwrap()
+    }
+
+    /// 200 ids whose texts have 1, 2, 3, 1, 2, 3 … bytes, pushed in parts of 70. The first is the end of text.
     fn written(path: &Path, vocab_size: usize) -> Vec<u64> {
         let mut out = Writer::create(path, vocab_size).unwrap();
-        let lengths: Vec<usize> = (0..200).map(|i| 1 + i % 3).collect();
+        let lengths: Vec<usize> = (0..200).map(|i| usize::from(i > 0) * (1 + i % 3)).collect();
         for (part, lengths) in lengths.chunks(70).enumerate() {
             let ids: Vec<u32> = (0..lengths.len()).map(|i| (70 * part + i) as u32).collect();
             let mut end = 0;
@@ -318,7 +377,8 @@ mod tests {
     }
 
     #[test]
-    fn every_range_gives_its_ids_and_about_its_bytes() {
+    fn every_range_gives_its_ids_and_bytes() {
+        let tokenizer = tokenizer();
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.tokens");
         for vocab_size in [256, 100_000] {
@@ -338,17 +398,7 @@ mod tests {
                 let expected: Vec<u32> = (start as u32..end as u32).collect();
                 assert_eq!(file.ids(start..end).unwrap(), expected);
                 let exact: u64 = lengths[start..end].iter().sum();
-                let found = file.text_bytes(start..end).unwrap();
-                // The ends of blocks are exact.
-                let most = if [start, end].iter().all(|at| at % BLOCK == 0 || *at == 200) {
-                    0
-                } else {
-                    2
-                };
-                assert!(
-                    found.abs_diff(exact) <= most,
-                    "{start}..{end}: {found} for {exact}"
-                );
+                assert_eq!(file.text_bytes(start..end, &tokenizer).unwrap(), exact);
             }
         }
     }

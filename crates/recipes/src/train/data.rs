@@ -45,6 +45,7 @@ enum Evaluation {
     Text {
         tokens: TokenFile,
         range: Range<usize>,
+        tokenizer: Box<dyn Tokenizer>,
     },
 }
 
@@ -104,7 +105,7 @@ impl RunData {
             let range = 0..validation.len();
             (validation, 0..text.len(), range)
         };
-        if tokens.text_bytes(range.clone())? == 0 {
+        if tokens.text_bytes(range.clone(), tokenizer.as_ref())? == 0 {
             return Err(DataError::Blank { part: "validation" });
         }
         let validation = ValidationWindows::new(tokens.clone(), range.clone(), recipe.context)?
@@ -124,7 +125,11 @@ impl RunData {
                 data,
                 tokenizer: tokenizer.fingerprint(),
             },
-            evaluation: Evaluation::Text { tokens, range },
+            evaluation: Evaluation::Text {
+                tokens,
+                range,
+                tokenizer,
+            },
         })
     }
 
@@ -141,9 +146,14 @@ impl RunData {
                 let report = evaluate::reverse(model, device, task, rows)?;
                 Ok((None, Some(report)))
             }
-            Evaluation::Text { tokens, range } => {
+            Evaluation::Text {
+                tokens,
+                range,
+                tokenizer,
+            } => {
+                let (range, tokenizer) = (range.clone(), tokenizer.as_ref());
                 let size = (context, rows);
-                let report = evaluate::windows(model, device, tokens, range.clone(), size)?;
+                let report = evaluate::windows(model, device, tokens, range, size, tokenizer)?;
                 Ok((Some(report), None))
             }
         }

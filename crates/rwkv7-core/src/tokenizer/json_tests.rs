@@ -259,6 +259,46 @@ fn streamed_text_is_the_text_of_all_ids() {
     }
 }
 
+/// Whatever a file says, the result is a tokenizer or a message, and no text is lost on the way.
+#[test]
+fn changed_files_give_a_tokenizer_or_a_message() {
+    let mut rng = StdRng::seed_from_u64(4);
+    let files = contextual();
+    let (mut usable, text) = (0, "ab a b's, é 文 😀\n</s> b");
+    for _ in 0..2000 {
+        let mut json = files[rng.random_range(0..files.len())].1.clone();
+        for _ in 0..rng.random_range(1..3) {
+            let at = rng.random_range(0..json.len());
+            match rng.random_range(0..4) {
+                0 => json[at] ^= 1 << rng.random_range(0..8),
+                1 => drop(json.remove(at)),
+                2 => json.insert(at, b"0123456789-e{}[]\",:"[rng.random_range(0..19)]),
+                _ => json.truncate(at.max(1)),
+            }
+        }
+        let Ok(tokenizer) = loaded(&json) else {
+            continue;
+        };
+        usable += 1;
+        if let Ok((ids, ends)) = tokenizer.encode_with_ends(text) {
+            assert!(
+                ids.len() == ends.len()
+                    && ends.is_sorted()
+                    && ends.iter().all(|end| *end <= text.len())
+            );
+            if let Ok(whole) = tokenizer.decode(&ids) {
+                let mut decoder = StreamDecoder::new(&tokenizer);
+                let streamed: Result<String, _> = ids.iter().map(|&id| decoder.push(id)).collect();
+                assert_eq!(
+                    streamed.map(|text| text + &decoder.finish()).ok(),
+                    Some(whole)
+                );
+            }
+        }
+    }
+    assert!(usable > 20, "{usable}");
+}
+
 /// The text comes while it is generated, not at the end.
 #[test]
 fn a_stream_holds_back_a_few_tokens_only() {
