@@ -20,6 +20,9 @@ pub const CHECKPOINTS: &str = "checkpoints";
 /// The file of the recipe within the folder of the run.
 pub const RECIPE: &str = "recipe.json";
 
+/// The copy of the tokenizer's file within the folder of the run: a Hugging Face tokenizer, or a World vocabulary.
+pub const TOKENIZERS: [&str; 2] = ["tokenizer.json", "vocabulary.txt"];
+
 /// Bytes of the largest recipe that is read.
 const LARGEST_TEXT: u64 = 1 << 24;
 

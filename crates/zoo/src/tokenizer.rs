@@ -3,7 +3,10 @@
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use rwkv7_core::tokenizer::{self, Tokenizer, TokenizerError};
 
-use crate::Source;
+use crate::{
+    Source,
+    run_folder::{TOKENIZERS, beside},
+};
 
 /// A text that a model cannot read.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +46,16 @@ pub enum TextError {
         model: String,
         /// The model's vocabulary.
         vocab_size: usize,
+    },
+    /// The tokenizer that the model was trained with is not in the folder of its run. No other path is opened for a file that says so.
+    #[error(
+        "{recipe} names the tokenizer {name}, of which the run's folder has no copy; if that is the one, give it with --tokenizer {name}"
+    )]
+    TokenizerElsewhere {
+        /// The recipe that names the tokenizer.
+        recipe: String,
+        /// The path that the recipe names.
+        name: String,
     },
     /// A token id outside the model's vocabulary.
     #[error(
@@ -102,7 +115,7 @@ impl Source {
         }
     }
 
-    /// The tokenizer that the recipe of the model's training run names.
+    /// The tokenizer that the recipe of the model's training run names, from the copy in the run's folder.
     fn recorded_tokenizer(&self) -> Result<(String, Box<dyn Tokenizer>), TextError> {
         let recorded = || {
             let (recipe, text) = self.recipe()?;
@@ -112,8 +125,18 @@ impl Source {
         let (name, recipe) = recorded().ok_or_else(|| TextError::NoTokenizer {
             model: self.to_string(),
         })?;
-        match tokenizer::load(&name) {
-            Ok(tokenizer) => Ok((name, tokenizer)),
+        let copy = match self {
+            Self::Path(path) if name != "byte" => {
+                let mut copies = TOKENIZERS.iter().filter_map(|copy| beside(path, copy));
+                match copies.next() {
+                    Some((copy, _)) => copy.display().to_string(),
+                    None => return Err(TextError::TokenizerElsewhere { recipe, name }),
+                }
+            }
+            _ => name,
+        };
+        match tokenizer::load(&copy) {
+            Ok(tokenizer) => Ok((copy, tokenizer)),
             Err(source) => Err(TextError::RecordedTokenizer { recipe, source }),
         }
     }

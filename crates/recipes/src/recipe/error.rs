@@ -55,4 +55,19 @@ pub enum RecipeError {
         /// The allowed values.
         expected: &'static str,
     },
+    /// A model or batches far larger than the memory.
+    #[error(
+        "recipe: training takes about {needed} of memory, for {parameters:.3e} parameters and {tokens:.3e} tokens a batch, and {limit} \
+         are the most; make model.n_layer, model.n_embd, model.vocab_size, batch_size or context smaller"
+    )]
+    TooLarge {
+        /// The memory that it would take.
+        needed: String,
+        /// About the parameters of the model.
+        parameters: f64,
+        /// Tokens of a batch.
+        tokens: f64,
+        /// The memory that there can be.
+        limit: String,
+    },
 }

@@ -1,8 +1,10 @@
 //! A recipe: everything that decides a training run but the data files' content, as a small JSON file.
 
 mod error;
+mod memory;
 mod model;
 mod overrides;
+mod paths;
 mod validate;
 
 use std::path::PathBuf;
@@ -114,10 +116,12 @@ pub struct Recipe {
     /// `byte`, an RWKV World vocabulary or a `tokenizer.json`.
     pub tokenizer: String,
     /// Files and folders with the text; task `text` only.
+    #[serde(serialize_with = "paths::as_text")]
     pub data: Vec<PathBuf>,
     /// The key of the text in `.jsonl` files.
     pub text_field: String,
     /// Files and folders with text for validation; empty: the last part of `data`.
+    #[serde(serialize_with = "paths::as_text")]
     pub validation_data: Vec<PathBuf>,
     /// How much of `data` is kept for validation where `validation_data` is empty.
     pub validation_fraction: f64,

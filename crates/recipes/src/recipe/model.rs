@@ -75,6 +75,23 @@ impl MetaStateOverrides {
 }
 
 impl ModelOverrides {
+    /// The dimensions that are given, by their keys.
+    pub(super) fn sizes(&self) -> impl Iterator<Item = (&'static str, usize)> {
+        [
+            ("model.vocab_size", self.vocab_size),
+            ("model.n_layer", self.n_layer),
+            ("model.n_embd", self.n_embd),
+            ("model.head_size", self.head_size),
+            ("model.decay_rank", self.decay_rank),
+            ("model.in_context_rank", self.in_context_rank),
+            ("model.value_rank", self.value_rank),
+            ("model.gate_rank", self.gate_rank),
+            ("model.ffn_size", self.ffn_size),
+        ]
+        .into_iter()
+        .filter_map(|(key, size)| Some((key, size?)))
+    }
+
     /// The configuration of the Meta-State layer.
     pub fn meta_state(&self) -> MetaStateConfig {
         let preset = match self.preset.as_deref().map(zoo::config) {

@@ -24,6 +24,7 @@ impl Recipe {
     ///
     /// [`RecipeError`] names the override and, for an unknown key, lists all there are.
     pub fn with_overrides(&self, settings: &[String]) -> Result<Self, RecipeError> {
+        self.check_paths()?;
         let mut recipe = self.clone();
         if settings
             .iter()

@@ -2,6 +2,12 @@
 
 use super::{Growth, LearningRate, Recipe, RecipeError, Task};
 
+/// The largest dimension of a model.
+const LARGEST_SIZE: usize = 1 << 30;
+
+/// The largest number of sequences or tokens: counters and f64 hold it exactly.
+const LARGEST_PRODUCT: f64 = 1e15;
+
 impl Recipe {
     /// Checks every value.
     ///
@@ -9,7 +15,9 @@ impl Recipe {
     ///
     /// [`RecipeError::Value`] names the key.
     pub fn validate(&self) -> Result<(), RecipeError> {
+        self.check_paths()?;
         self.check_counts()?;
+        self.check_products()?;
         self.check_task()?;
         self.check_learning_rate()?;
         self.check_growths()?;
@@ -35,6 +43,51 @@ impl Recipe {
             &self.max_digits,
             "at least 3, as shorter numbers are all seen in training",
         )
+    }
+
+    /// Numbers that are multiplied later stay within what a counter holds.
+    fn check_products(&self) -> Result<(), RecipeError> {
+        for (key, value) in self.model.sizes() {
+            require(
+                value <= LARGEST_SIZE,
+                key,
+                &value,
+                "at most 1073741824, which is more than any model has",
+            )?;
+        }
+        let counts = [
+            ("steps", self.steps),
+            ("steps_per_epoch", self.steps_per_epoch),
+            ("accumulation", self.accumulation),
+            ("batch_size", self.batch_size),
+            ("validation_batches", self.validation_batches),
+            ("context", self.context),
+            ("max_digits", self.max_digits),
+            (
+                "learning_rate.warmup_steps",
+                self.learning_rate.warmup_steps,
+            ),
+        ];
+        for (key, count) in counts {
+            require(fits(&[count]), key, &count, "at most 10^15")?;
+        }
+        let (batch, accumulation) = (self.batch_size, self.accumulation);
+        let products = [
+            ("steps", vec![self.steps, batch, accumulation]),
+            ("steps_per_epoch", vec![self.steps_per_epoch, accumulation]),
+            ("validation_batches", vec![self.validation_batches, batch]),
+            ("context", vec![self.context, batch]),
+            ("max_digits", vec![self.max_digits, batch]),
+        ];
+        for (key, factors) in products {
+            require(
+                fits(&factors),
+                key,
+                &factors[0],
+                "so few that their product with batch_size and accumulation is at most 10^15",
+            )?;
+        }
+        Ok(())
     }
 
     fn check_task(&self) -> Result<(), RecipeError> {
@@ -95,7 +148,10 @@ impl Recipe {
     fn check_growths(&self) -> Result<(), RecipeError> {
         let mut before = None;
         for Growth {
-            after, old_rate, ..
+            after,
+            old_rate,
+            warmup_steps,
+            ..
         } in &self.grow
         {
             let later = before.is_none_or(|before| before < *after);
@@ -107,6 +163,8 @@ impl Recipe {
             )?;
             let known = (0.0..=1.0).contains(old_rate);
             require(known, "grow.old_rate", old_rate, "from 0 to 1")?;
+            let short = fits(&[*warmup_steps]);
+            require(short, "grow.warmup_steps", warmup_steps, "at most 10^15")?;
             before = Some(*after);
         }
         Ok(())
@@ -141,6 +199,12 @@ impl Recipe {
             "more than 0",
         )
     }
+}
+
+/// Whether a product stays far below what a counter holds.
+fn fits(factors: &[usize]) -> bool {
+    let product: f64 = factors.iter().map(|factor| *factor as f64).product();
+    product <= LARGEST_PRODUCT
 }
 
 fn require(
@@ -184,6 +248,13 @@ mod tests {
             "optimizer.beta_1=1",
             "optimizer.epsilon=0",
             "optimizer.weight_decay=-1",
+            "batch_size=18446744073709551615",
+            "steps=18446744073709551615",
+            "context=18446744073709551615",
+            "model.n_layer=18446744073709551615",
+            "model.vocab_size=18446744073709551615",
+            "model.decay_rank=18446744073709551615",
+            "model.ffn_size=18446744073709551615",
         ] {
             let recipe = Recipe::load("reverse").unwrap();
             let recipe = recipe.with_overrides(&[setting.into()]).unwrap();

@@ -10,7 +10,7 @@ use rwkv7_core::{
 use scaling::ScalingError;
 use zoo::{SourceError, TargetError};
 
-use super::checkpoints::DamagedCheckpoint;
+use super::verify::DamagedCheckpoint;
 use crate::{data::DataError, evaluate::EvaluateError, recipe::RecipeError};
 
 /// Why a run did not start or did not end well.
@@ -62,6 +62,50 @@ pub enum TrainError {
     #[error("{}: holds another run; go on with it by --resume, or choose another folder by --out", path.display())]
     Occupied {
         /// The folder.
+        path: PathBuf,
+    },
+    /// Another process trains in the output folder.
+    #[error(
+        "{}: {holder} trains in this folder; wait until it ends or end it, or choose another folder by --out",
+        path.display()
+    )]
+    InUse {
+        /// The folder.
+        path: PathBuf,
+        /// The process, and for how long.
+        holder: String,
+    },
+    /// The run to resume had other data or another tokenizer.
+    #[error(
+        "{}: the {what} of the run was {before} and is {now} now, by its content; resume the run with the {what} that it was started with, \
+         or start another one",
+        path.display()
+    )]
+    OtherData {
+        /// The run's file with the fingerprints.
+        path: PathBuf,
+        /// `data` or `tokenizer`.
+        what: &'static str,
+        /// The fingerprint that the run was started with.
+        before: String,
+        /// The fingerprint now.
+        now: String,
+    },
+    /// A growth that should change nothing changed the loss.
+    #[error(
+        "recipe: `grow`: the growth after {step} steps should change nothing, and the validation loss went from {before:.4} to {after:.4}; the \
+         run ended. The smaller model is in {path}: start another run from it by --set start={path} with another growth, of other sizes or \
+         another `method`",
+        path = path.display()
+    )]
+    GrowthChanges {
+        /// Steps before the growth.
+        step: usize,
+        /// Validation loss of the smaller model, nats.
+        before: f64,
+        /// Validation loss of the larger model, nats.
+        after: f64,
+        /// The smaller model.
         path: PathBuf,
     },
     /// There is nothing to resume.

@@ -15,6 +15,15 @@ use super::output::{StepNumbers, StepOutput};
 /// Name of the cross-entropy among the metrics.
 pub const LOSS: &str = "Loss";
 
+/// Name of the perplexity among the metrics.
+pub const PERPLEXITY: &str = "Perplexity";
+
+/// Name of the speed among the metrics.
+pub const SPEED: &str = "Tokens per second";
+
+/// Name of burn-train's metric of the learning rate.
+pub const LEARNING_RATE: &str = "Learning Rate";
+
 /// Name of the gradient norm among the metrics.
 pub const GRADIENT_NORM: &str = "Gradient norm";
 
@@ -25,6 +34,7 @@ pub struct StepMetrics {
     layers: Vec<Vec<f64>>,
     counted: usize,
     tokens: usize,
+    started: Instant,
 }
 
 impl Adaptor<StepMetrics> for StepOutput {
@@ -34,6 +44,7 @@ impl Adaptor<StepMetrics> for StepOutput {
             layers: self.layers.clone(),
             counted: self.counted,
             tokens: self.tokens,
+            started: self.started,
         }
     }
 }
@@ -85,7 +96,7 @@ impl LmMetric {
 
     /// e to the mean cross-entropy.
     pub fn perplexity() -> Self {
-        Self::new(Kind::Perplexity, "Perplexity")
+        Self::new(Kind::Perplexity, PERPLEXITY)
     }
 
     /// Share of counted targets that had the largest logit, in percent.
@@ -106,7 +117,7 @@ impl LmMetric {
 
     /// Tokens through the model a second, of wall-clock time.
     pub fn speed() -> Self {
-        Self::new(Kind::Speed, "Tokens per second")
+        Self::new(Kind::Speed, SPEED)
     }
 
     /// The perplexity is taken of the mean loss, not the mean of perplexities.
@@ -146,9 +157,8 @@ impl LmMetric {
             }
             Kind::Speed => {
                 let now = Instant::now();
-                let Some(before) = self.clock.replace(now) else {
-                    return;
-                };
+                // The first step counts from its own beginning.
+                let before = self.clock.replace(now).unwrap_or(reading.started);
                 // The mean speed is tokens by time: the sum collects tokens, the weight seconds.
                 let seconds = (now - before).as_secs_f64().max(1e-9);
                 self.current = Some(reading.tokens as f64 / seconds);
@@ -217,7 +227,11 @@ impl Metric for LmMetric {
 
 impl Numeric for LmMetric {
     fn value(&self) -> Option<NumericEntry> {
-        self.newest().map(NumericEntry::Value)
+        let aggregated_value = self.newest()?;
+        Some(NumericEntry::Aggregated {
+            aggregated_value,
+            count: self.current_weight,
+        })
     }
 
     fn running_value(&self) -> Option<NumericEntry> {

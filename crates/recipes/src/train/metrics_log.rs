@@ -6,9 +6,12 @@
 //! {"split": "growth", "epoch": 1, "step": 250, "loss_before": 2.12, "loss_after": 2.12, …}
 //! ```
 //!
-//! `step` counts optimizer steps from the start of training; with accumulation there is a line for each of its batches.
+//! `step` counts optimizer steps from the start of training. With accumulation a line has the mean over the step's batches.
 //! Validation has one line an epoch, the mean over its batches. A run that goes on drops the lines of the steps that it
 //! is about to do again.
+
+mod kept;
+mod step_mean;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -29,7 +32,15 @@ use burn::train::{
 };
 use serde_json::{Value, json};
 
-use super::{Stage, TrainError, metrics};
+use super::{
+    Stage, TrainError,
+    manifest::{Extent, Sum},
+    metrics,
+};
+use kept::Kept;
+use step_mean::StepMean;
+
+pub use kept::Past;
 
 /// The file and the validation losses of the run so far. All clones share them.
 #[derive(Clone)]
@@ -43,9 +54,34 @@ struct Shared {
 
 struct Logged {
     file: File,
+    /// What the file holds.
+    sum: Sum,
+    /// Lines of growths that wait for the line of the step before, which another thread writes.
+    growths: Vec<(usize, Value)>,
     /// Validation losses by epoch.
     validation: BTreeMap<usize, f64>,
+    /// What the file held at the end of each epoch.
+    extents: BTreeMap<usize, Extent>,
     not_finite: Option<NotFinite>,
+}
+
+impl Logged {
+    fn append(&mut self, line: &Value) -> io::Result<()> {
+        let line = format!("{line}\n");
+        self.file.write_all(line.as_bytes())?;
+        self.sum.add(line.as_bytes());
+        Ok(())
+    }
+
+    /// The growths after `step` steps, whose own line is there now.
+    fn append_growths(&mut self, step: usize) -> io::Result<()> {
+        let (due, later) = std::mem::take(&mut self.growths)
+            .into_iter()
+            .partition(|(after, _)| *after <= step);
+        self.growths = later;
+        let due: Vec<(usize, Value)> = due;
+        due.iter().try_for_each(|(_, line)| self.append(line))
+    }
 }
 
 /// A metric of one step that is not finite.
@@ -75,36 +111,20 @@ const GROWTH: &str = "growth";
 
 impl MetricsLog {
     /// Goes on with the file at `path`, or starts it.
-    pub fn open(path: &Path, steps: Steps) -> io::Result<Self> {
-        let mut validation = BTreeMap::new();
-        let kept = match std::fs::read_to_string(path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
-            Err(error) => return Err(error),
-        };
-        atomic::write(path, |out| {
-            for line in kept.lines() {
-                // The last line of a killed run may be cut.
-                let entry: Value = serde_json::from_str(line).unwrap_or_default();
-                let epoch = entry["epoch"].as_u64().map(|epoch| epoch as usize);
-                let Some(epoch) = epoch.filter(|&e| steps.done > 0 && e <= steps.done) else {
-                    continue;
-                };
-                if let (Some("valid"), Some(loss)) =
-                    (entry["split"].as_str(), entry["loss"].as_f64())
-                {
-                    validation.insert(epoch, loss);
-                }
-                writeln!(out, "{line}")?;
-            }
-            Ok(())
-        })?;
+    pub fn open(path: &Path, steps: Steps, past: Past) -> io::Result<Self> {
+        let kept = Kept::read(path, steps, past)?;
+        atomic::write(path, |out| out.write_all(&kept.text))?;
+        let mut sum = Sum::default();
+        sum.add(&kept.text);
         Ok(Self(Arc::new(Shared {
             path: path.to_path_buf(),
             steps,
             logged: Mutex::new(Logged {
                 file: File::options().append(true).open(path)?,
-                validation,
+                sum,
+                growths: Vec::new(),
+                validation: kept.validation,
+                extents: BTreeMap::new(),
                 not_finite: None,
             }),
         })))
@@ -121,26 +141,43 @@ impl MetricsLog {
             .map(|(_, epoch)| epoch)
     }
 
+    /// The validation loss of an epoch, nats.
+    pub fn loss(&self, epoch: usize) -> Option<f64> {
+        self.logged().validation.get(&epoch).copied()
+    }
+
+    /// What the file held at the end of an epoch that this process trained.
+    pub fn extent(&self, epoch: usize) -> Option<Extent> {
+        self.logged().extents.get(&epoch).copied()
+    }
+
     /// The first metric that was NaN or infinite.
     pub fn not_finite(&self) -> Option<NotFinite> {
         self.logged().not_finite.clone()
     }
 
-    /// Writes the line of a growth.
+    /// Writes the line of a growth, after that of the step before it.
     pub fn growth(&self, stage: &Stage) -> Result<(), TrainError> {
         let mut line = json!(stage);
         line["split"] = GROWTH.into();
         line["epoch"] = (stage.from_step / self.0.steps.per_epoch).into();
         line["step"] = stage.from_step.into();
-        self.append(&line).map_err(|source| self.error(source))
+        let mut logged = self.logged();
+        match stage.from_step {
+            0 => logged.append(&line).map_err(|source| self.error(source)),
+            step => {
+                logged.growths.push((step, line));
+                Ok(())
+            }
+        }
     }
 
     /// The growths that the file tells of.
     pub fn growths(&self) -> Result<Vec<Stage>, TrainError> {
-        let text = std::fs::read_to_string(&self.0.path).map_err(|source| self.error(source))?;
-        let lines = text
-            .lines()
-            .filter_map(|line| serde_json::from_str(line).ok());
+        let bytes = std::fs::read(&self.0.path).map_err(|source| self.error(source))?;
+        let lines = bytes
+            .split(|&byte| byte == b'\n')
+            .filter_map(|line| serde_json::from_slice(line).ok());
         let growths = lines.filter(|line: &Value| line["split"] == GROWTH);
         Ok(growths
             .filter_map(|line| serde_json::from_value(line).ok())
@@ -154,12 +191,23 @@ impl MetricsLog {
             names: HashMap::new(),
             epoch: 0,
             batches: 0,
+            mean: StepMean::default(),
             stop,
         }
     }
 
-    fn append(&self, line: &Value) -> io::Result<()> {
-        self.logged().file.write_all(format!("{line}\n").as_bytes())
+    /// Writes the line of a step, or of the end of the epoch.
+    fn write(&self, line: &Value, step: usize, epoch_ends: Option<usize>) -> io::Result<()> {
+        let mut logged = self.logged();
+        logged.append(line)?;
+        logged.append_growths(step)?;
+        if let Some(epoch) = epoch_ends {
+            // The checkpoint that follows says what the file holds.
+            logged.file.sync_data()?;
+            let extent = logged.sum.extent();
+            logged.extents.insert(epoch, extent);
+        }
+        Ok(())
     }
 
     fn error(&self, source: io::Error) -> TrainError {
@@ -180,6 +228,8 @@ pub struct StepLogger {
     names: HashMap<MetricId, String>,
     epoch: usize,
     batches: usize,
+    /// Of the batches of the step so far.
+    mean: StepMean,
     stop: Interrupter,
 }
 
@@ -216,6 +266,20 @@ impl StepLogger {
             self.stop.stop(Some("a metric is not finite"));
         }
     }
+
+    /// Writes a line with these values.
+    fn write(&self, split: &Split, epoch: usize, values: &BTreeMap<String, f64>) {
+        let step = self.step();
+        let mut line = json!({ "split": split.to_string(), "epoch": epoch, "step": step });
+        for (name, value) in values {
+            line[name.to_lowercase().replace(' ', "_")] = (*value).into();
+        }
+        let ends = (*split == Split::Valid).then_some(epoch);
+        if let Err(error) = self.log.write(&line, step, ends) {
+            let reason = format!("{}: cannot be written: {error}", self.log.0.path.display());
+            self.stop.stop(Some(&reason));
+        }
+    }
 }
 
 impl MetricLogger for StepLogger {
@@ -225,34 +289,38 @@ impl MetricLogger for StepLogger {
             Some((name.as_str(), metric.numeric_entry.as_ref()?))
         });
         let values: Vec<(&str, &NumericEntry)> = values.collect();
-        let mean = values
+        let is_mean = values
             .iter()
             .any(|(_, value)| matches!(value, NumericEntry::Final(_)));
         let train = *split == Split::Train;
-        if train && !mean {
-            self.batches = if epoch == self.epoch {
-                self.batches + 1
-            } else {
-                1
-            };
+        if train && !is_mean {
+            if epoch != self.epoch {
+                self.batches = 0;
+                self.mean = StepMean::default();
+            }
+            self.batches += 1;
             self.epoch = epoch;
         }
-        let loss = values.iter().find(|(name, _)| *name == metrics::LOSS);
-        let loss = loss.map(|(_, value)| value.current());
         self.check(&values);
-        if train == mean {
-            return;
-        }
-        if let (true, Some(loss)) = (mean, loss) {
-            self.log.logged().validation.insert(epoch, loss);
-        }
-        let mut line = json!({ "split": split.to_string(), "epoch": epoch, "step": self.step() });
-        for (name, value) in values {
-            line[name.to_lowercase().replace(' ', "_")] = value.current().into();
-        }
-        if let Err(error) = self.log.append(&line) {
-            let reason = format!("{}: cannot be written: {error}", self.log.0.path.display());
-            self.stop.stop(Some(&reason));
+        match (train, is_mean) {
+            (true, false) => {
+                self.mean.add(&values);
+                if self.batches.is_multiple_of(self.log.0.steps.accumulation) {
+                    let values = std::mem::take(&mut self.mean).values();
+                    self.write(split, epoch, &values);
+                }
+            }
+            (false, true) => {
+                let values = values.into_iter();
+                let values: BTreeMap<String, f64> = values
+                    .map(|(name, value)| (name.to_string(), value.current()))
+                    .collect();
+                if let Some(loss) = values.get(metrics::LOSS) {
+                    self.log.logged().validation.insert(epoch, *loss);
+                }
+                self.write(split, epoch, &values);
+            }
+            _ => {}
         }
     }
 
@@ -263,7 +331,7 @@ impl MetricLogger for StepLogger {
         split: &Split,
     ) -> Result<Vec<NumericEntry>, String> {
         let known = name == metrics::LOSS && *split == Split::Valid;
-        let loss = known.then(|| self.log.logged().validation.get(&epoch).copied());
+        let loss = known.then(|| self.log.loss(epoch));
         Ok(loss
             .flatten()
             .map(NumericEntry::Final)
@@ -294,7 +362,7 @@ mod tests {
     };
 
     fn open(path: &Path, stop: &Interrupter) -> (MetricsLog, StepLogger) {
-        let log = MetricsLog::open(path, STEPS).unwrap();
+        let log = MetricsLog::open(path, STEPS, Past::default()).unwrap();
         let mut logger = log.logger(stop.clone());
         logger.log_metric_definition(MetricDefinition {
             metric_id: id(),
@@ -335,8 +403,12 @@ mod tests {
         ];
         std::fs::write(&path, old.concat()).unwrap();
         let (log, mut logger) = open(&path, &Interrupter::new());
-        for value in [2.0, 1.9, 1.8, 1.7] {
-            logger.log(loss(NumericEntry::Value(value)), 2, &Split::Train);
+        for (aggregated_value, count) in [(2.0, 1), (1.4, 3), (1.8, 2), (1.6, 2)] {
+            let entry = NumericEntry::Aggregated {
+                aggregated_value,
+                count,
+            };
+            logger.log(loss(entry), 2, &Split::Train);
         }
         logger.log(loss(NumericEntry::Final(1.85)), 2, &Split::Train);
         logger.log(loss(NumericEntry::Value(9.0)), 2, &Split::Valid);
@@ -355,16 +427,47 @@ mod tests {
         let expected = [
             ("train", 2, 3.0),
             ("valid", 2, 2.5),
-            ("train", 3, 2.0),
-            ("train", 3, 1.9),
-            ("train", 4, 1.8),
+            ("train", 3, 1.55),
             ("train", 4, 1.7),
             ("valid", 4, 2.7),
         ];
-        let expected = expected.map(|(split, step, loss)| (split.to_string(), step, loss));
-        assert_eq!(lines.collect::<Vec<_>>(), expected);
+        let lines: Vec<(String, u64, f64)> = lines.collect();
+        assert_eq!(lines.len(), expected.len());
+        for ((split, step, loss), expected) in lines.iter().zip(expected) {
+            assert_eq!((split.as_str(), *step), (expected.0, expected.1));
+            assert!((loss - expected.2).abs() < 1e-12, "{loss} {expected:?}");
+        }
         assert_eq!(log.best(&[1, 2, 3]), Some(1));
         assert_eq!(log.best(&[2]), Some(2));
+    }
+
+    /// Two threads write: the one that trains and the one that reads the metrics.
+    #[test]
+    fn a_growth_stands_between_its_step_and_the_validation_of_the_epoch() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("metrics.jsonl");
+        let (log, mut logger) = open(&path, &Interrupter::new());
+        log.growth(&Stage {
+            from_step: 4,
+            parameters: 9,
+            flops_per_token: 1.0,
+            loss_before: None,
+            loss_after: None,
+            seconds: None,
+        })
+        .unwrap();
+        for _ in 0..4 {
+            logger.log(loss(NumericEntry::Value(1.0)), 2, &Split::Train);
+        }
+        logger.log(loss(NumericEntry::Final(1.0)), 2, &Split::Valid);
+        let text = std::fs::read_to_string(&path).unwrap();
+        let splits: Vec<Value> = text
+            .lines()
+            .map(|line| serde_json::from_str::<Value>(line).unwrap()["split"].take())
+            .collect();
+        assert_eq!(splits, ["train", "train", "growth", "valid"]);
+        assert_eq!(log.growths().unwrap()[0].parameters, 9);
+        assert_eq!(log.extent(2), Some(Extent::of(&path).unwrap()));
     }
 
     #[test]

@@ -3,7 +3,10 @@
 //! | in the output folder | |
 //! |---|---|
 //! | `recipe.json` | the effective recipe |
-//! | `checkpoints/{epoch}/` | model, optimizer and schedule to go on from |
+//! | `run.json` | checksums of the settings, the data and the tokenizer |
+//! | `run.lock` | locked while a process trains in the folder |
+//! | `tokenizer.json`, `vocabulary.txt` | a copy of the tokenizer's file, if there is one |
+//! | `checkpoints/{epoch}/` | model, optimizer and schedule to go on from, and a manifest with their checksums |
 //! | `metrics.jsonl` | every number of every step |
 //! | `start.json` | the configuration of the model that the run started from, where the recipe says `start` |
 //! | `model.safetensors`, `config.json` | the model of the epoch with the lowest validation loss, official names |
@@ -13,14 +16,19 @@ mod checkpoints;
 mod data;
 mod error;
 mod growth;
+mod identity;
+mod lock;
+mod manifest;
 mod metrics;
 mod metrics_log;
 mod output;
 mod progress;
+mod record;
 mod run;
 mod run_dir;
 mod schedule;
 mod step;
+mod verify;
 
 #[cfg(test)]
 mod tests;
@@ -32,7 +40,7 @@ use std::{
 
 use burn::tensor::Device;
 use rwkv7_core::{checkpoint::Checkpoint, tokenizer};
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use zoo::{AnyConfig, Source, for_architecture};
 
 use crate::{
@@ -43,12 +51,12 @@ use crate::{
 use run::Run;
 use run_dir::RunDir;
 
-pub use checkpoints::DamagedCheckpoint;
 pub use error::TrainError;
 pub use growth::{FrozenEntries, GrowthHook, Stage};
 pub use metrics::{LmMetric, StepMetrics};
 pub use output::{StepNumbers, StepOutput};
 pub use step::{LmStep, StepSettings};
+pub use verify::DamagedCheckpoint;
 
 /// How a run is started.
 #[derive(Clone, Copy, Debug, Default)]
@@ -63,6 +71,7 @@ pub struct Options {
 #[derive(Debug, Serialize)]
 pub struct Report {
     /// The trained model.
+    #[serde(serialize_with = "as_text")]
     pub model: PathBuf,
     /// The epoch it is from: the one with the lowest validation loss.
     pub epoch: usize,
@@ -78,9 +87,14 @@ pub struct Report {
     pub reverse: Option<ReverseReport>,
 }
 
+/// A path as JSON holds it, whatever its bytes.
+fn as_text<S: Serializer>(path: &Path, to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_str(&path.to_string_lossy())
+}
+
 /// Trains by a recipe into the folder `out`.
 ///
-/// Recipe, model and data are checked before anything is written.
+/// Recipe, model and data are checked before anything is written. No other process may train in the folder at the same time.
 ///
 /// ```
 /// use burn::tensor::Device;
@@ -107,32 +121,32 @@ pub fn train(
 ) -> Result<Report, TrainError> {
     recipe.validate()?;
     recipe.matmul_precision.check(device)?;
+    let recipe = &recipe.with_absolute_paths()?;
     let tokenizer = tokenizer::load(&recipe.tokenizer)?;
-    let dir = RunDir::new(out);
-    let done = dir.epochs_done(recipe, options.resume)?;
-    let (config, start) = first_model(recipe, tokenizer.vocab_size(), &dir, done)?;
+    let dir = RunDir::open(out, recipe, options.resume)?;
+    let (config, start) = first_model(recipe, tokenizer.vocab_size(), &dir)?;
     let plain = options.plain || cfg!(not(feature = "tui")) || !std::io::stdout().is_terminal();
     for_architecture!(AnyConfig, config, config => {
-        let run = Run::prepare(recipe, config, start.is_some(), tokenizer, dir, done, device, plain)?;
+        let run = Run::prepare(recipe, config, start.is_some(), tokenizer, dir, device, plain)?;
         let learner = run.build(start)?;
         let (model, seconds) = run.launch(learner)?;
         run.report(model, seconds)
     })
 }
 
-/// The configuration of the model that the run begins with, and its weights where a new run starts from a trained model.
+/// The configuration of the model that the run begins with, and its weights where a run without checkpoints starts from a trained
+/// model.
 fn first_model(
     recipe: &Recipe,
     vocab_size: usize,
     dir: &RunDir,
-    done: usize,
 ) -> Result<(AnyConfig, Option<Checkpoint>), TrainError> {
     let Some(start) = &recipe.start else {
         let config = recipe.model.config(recipe.arch, vocab_size)?;
         return Ok((config.scaled_down(recipe.scale_down)?, None));
     };
     // The model that the run started from may be gone by now.
-    if done > 0
+    if dir.has_checkpoints()
         && let Some(config) = dir.started_from()?
     {
         return Ok((config, None));
@@ -147,5 +161,5 @@ fn first_model(
             expected: vocab_size,
         });
     }
-    Ok((config, (done == 0).then_some(checkpoint)))
+    Ok((config, (!dir.has_checkpoints()).then_some(checkpoint)))
 }

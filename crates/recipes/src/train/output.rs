@@ -1,6 +1,9 @@
 //! The results of a step, which stay on the device until a metric asks for them.
 
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::{
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    time::Instant,
+};
 
 use burn::{
     backend::ExecutionError,
@@ -13,6 +16,8 @@ pub struct StepOutput {
     pub(super) loss: Tensor<1>,
     pub(super) correct: Tensor<1>,
     pub(super) norm: NormCell,
+    /// When the step began.
+    pub(super) started: Instant,
     /// Targets that counted.
     pub counted: usize,
     /// Tokens that went through the model.

@@ -22,7 +22,7 @@ use super::metrics;
 const INTERVAL: Duration = Duration::from_secs(5);
 
 /// Metrics of which a line has the newest value, as a mean over steps says nothing.
-const NEWEST: [&str; 2] = ["Learning Rate", metrics::GRADIENT_NORM];
+const NEWEST: [&str; 2] = [metrics::LEARNING_RATE, metrics::GRADIENT_NORM];
 
 /// Prints a line every few seconds and one at the end of each split: means over the epoch so far, but for [`NEWEST`].
 pub struct PlainProgress {

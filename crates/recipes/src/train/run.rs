@@ -1,6 +1,7 @@
 //! One run: prepared, built, launched, reported.
 
 use std::{
+    path::Path,
     sync::{Arc, Mutex},
     time::Instant,
 };
@@ -22,15 +23,19 @@ use zoo::run_folder;
 
 use super::{
     LmMetric, LmStep, Report, StepSettings, TrainError,
-    checkpoints::{self, NewestAndBest},
+    checkpoints::{self, Checkpoints, NewestAndBest},
     data::RunData,
     growth::{Grower, Stages},
-    metrics_log::{MetricsLog, NotFinite, Steps},
+    identity::Identity,
+    metrics_log::{MetricsLog, NotFinite, Past, Steps},
     progress::PlainProgress,
+    record::Shapes,
     run_dir::{RunDir, file_error},
     schedule,
+    verify::{Position, Verifier},
 };
 use crate::{
+    atomic,
     data::loader::Loader,
     recipe::{Recipe, RecipeError},
 };
@@ -46,6 +51,8 @@ pub struct Run<'a, S: Growable> {
     config: Rwkv7Config<S>,
     growth: Arc<Grower<S>>,
     log: MetricsLog,
+    checkpoints: Checkpoints,
+    identity: Identity,
     /// With autodiff.
     device: Device,
     stop: Interrupter,
@@ -61,13 +68,30 @@ impl<'a, S: Growable> Run<'a, S> {
         starts_from_model: bool,
         tokenizer: Box<dyn Tokenizer>,
         dir: RunDir,
-        done: usize,
         device: &Device,
         plain: bool,
     ) -> Result<Self, TrainError> {
         check_diagnostics::<S>(recipe)?;
+        let stages = Stages::new(recipe, config.clone(), device)?;
         let data = RunData::new(recipe, tokenizer)?;
-        let stages = Stages::new(recipe, config.clone())?;
+        let before = match dir.resumes() {
+            true => Identity::read(&dir.identity())?,
+            false => None,
+        };
+        if let Some(before) = &before {
+            before.check(&dir.identity(), &data.fingerprints)?;
+        }
+        // A run of an older version has none, and its checkpoints have no manifests.
+        let old = before.is_none();
+        let identity = before.unwrap_or_else(|| Identity::new(recipe, &data.fingerprints));
+        let position = match dir.resumes() {
+            false => Position::default(),
+            true => verifier(recipe, &dir.checkpoints(), &identity, !old, &|epoch| {
+                stages.shapes(epoch * recipe.steps_per_epoch)
+            })
+            .newest()?,
+        };
+        let done = position.epoch;
         // A run that goes on has the size that it had.
         let config = match done {
             0 => config,
@@ -83,12 +107,33 @@ impl<'a, S: Growable> Run<'a, S> {
             per_epoch: recipe.steps_per_epoch,
             accumulation: recipe.accumulation,
         };
+        let past = Past {
+            extent: position.metrics,
+            losses: position.losses,
+        };
         let metrics = dir.metrics();
-        let log = MetricsLog::open(&metrics, steps).map_err(|e| file_error(&metrics, e))?;
+        let log = MetricsLog::open(&metrics, steps, past).map_err(|e| file_error(&metrics, e))?;
+        let checkpoints = Checkpoints::new(
+            &dir.checkpoints(),
+            identity.fingerprint(),
+            (recipe.steps_per_epoch, recipe.steps),
+            log.clone(),
+            position.whole,
+        );
+        for epoch in position.without_manifest {
+            let folder = dir.checkpoints().join(epoch.to_string());
+            checkpoints
+                .describe(epoch, &folder)
+                .map_err(|error| file_error(&folder, error))?;
+        }
+        if old {
+            identity.write(&dir.identity())?;
+        }
         let stop = Interrupter::new();
         let growth = Grower {
             stages,
             seed: recipe.seed,
+            precision: recipe.matmul_precision,
             validation: Arc::new(Loader::validation(
                 data.validation.clone(),
                 recipe.batch_size,
@@ -108,6 +153,8 @@ impl<'a, S: Growable> Run<'a, S> {
             config,
             growth: Arc::new(growth),
             log,
+            checkpoints,
+            identity,
             device: device.clone().autodiff(),
             stop,
             plain,
@@ -192,8 +239,7 @@ impl<'a, S: Growable> Run<'a, S> {
         let training =
             Loader::training(data.training.clone(), rows, epoch, self.done, &self.device);
         let validation = Loader::validation(data.validation.clone(), rows, &self.device);
-        let folder = self.dir.checkpoints();
-        let [model, optimizer, schedule] = checkpoints::parts(&folder);
+        let [model, optimizer, schedule] = self.checkpoints.parts();
         SupervisedTraining::new(self.dir.path(), Arc::new(training), Arc::new(validation))
             .with_interrupter(self.stop.clone())
             .with_application_logger(None)
@@ -208,9 +254,8 @@ impl<'a, S: Growable> Run<'a, S> {
             .metric_train_numeric(LmMetric::speed())
             .with_custom_checkpointers(model, optimizer, schedule)
             .with_checkpointing_strategy(NewestAndBest {
-                folder,
+                checkpoints: self.checkpoints.clone(),
                 keep: recipe.keep_checkpoints,
-                log: self.log.clone(),
                 growths: self.growth_epochs(),
             })
             .num_epochs(recipe.epochs())
@@ -250,7 +295,9 @@ impl<'a, S: Growable> Run<'a, S> {
             Checkpoint::open(&file)?.into_model(config, &device, FloatDType::F32)?
         };
         let file = self.dir.model();
+        atomic::point();
         checkpoint::save(&file, config, &model, checkpoint::Format::Official, None)?;
+        atomic::point();
         let (text, reverse) = self.data.evaluate(self.recipe, &model, &device)?;
         let report = Report {
             model: file,
@@ -265,13 +312,27 @@ impl<'a, S: Growable> Run<'a, S> {
         Ok(report)
     }
 
-    /// The epoch with the lowest validation loss among the checkpoints with a model of the last size.
+    /// The epoch with the lowest validation loss among the checkpoints with a model of the last size. Log lines name damaged ones, which
+    /// are passed over. The model of the last epoch is in memory.
     fn best_epoch(&self) -> usize {
-        let epochs = self.recipe.epochs();
+        let recipe = self.recipe;
+        let epochs = recipe.epochs();
         let first = checkpoints::first_of_size(&self.growth_epochs(), epochs);
-        let mut kept = run_folder::complete(&self.dir.checkpoints());
+        let mut kept = self.checkpoints.epochs();
         kept.retain(|epoch| *epoch >= first);
-        self.log.best(&kept).unwrap_or(epochs)
+        let shapes = |_: usize| Shapes::of_config(self.growth.stages.last());
+        let folder = self.dir.checkpoints();
+        let verifier = verifier(recipe, &folder, &self.identity, true, &shapes);
+        while let Some(best) = self.log.best(&kept).filter(|best| *best != epochs) {
+            match verifier.check(best) {
+                Ok(_) => return best,
+                Err(damaged) => {
+                    log::warn!("{damaged}; the best model is looked for among the other epochs");
+                    kept.retain(|epoch| *epoch != best);
+                }
+            }
+        }
+        epochs
     }
 
     /// Epochs after which the model grows.
@@ -280,6 +341,25 @@ impl<'a, S: Growable> Run<'a, S> {
         growths
             .map(|growth| growth.after / self.recipe.steps_per_epoch)
             .collect()
+    }
+}
+
+fn verifier<'a>(
+    recipe: &Recipe,
+    folder: &'a Path,
+    identity: &Identity,
+    manifests: bool,
+    shapes: &'a dyn Fn(usize) -> Shapes,
+) -> Verifier<'a> {
+    Verifier {
+        folder,
+        run: identity.fingerprint(),
+        manifests,
+        epochs: recipe.epochs(),
+        per_epoch: recipe.steps_per_epoch,
+        steps: recipe.steps,
+        grows: !recipe.grow.is_empty(),
+        shapes,
     }
 }
 

@@ -4,17 +4,23 @@ use std::{
     collections::BTreeSet,
     io::Write,
     path::{Path, PathBuf},
+    sync::{Arc, OnceLock},
 };
 
-use crate::atomic;
 use serde_json::{Map, Value, json};
 use zoo::{AnyConfig, run_folder};
 
-use super::{TrainError, checkpoints};
-use crate::recipe::Recipe;
+use super::{
+    TrainError, checkpoints,
+    lock::{LOCK, RunLock},
+};
+use crate::{atomic, recipe::Recipe};
 
 /// The effective recipe.
 const RECIPE: &str = "recipe.json";
+
+/// What tells the run from others.
+const IDENTITY: &str = "run.json";
 
 /// The configuration of the model as it is.
 const CONFIG: &str = "config.json";
@@ -22,50 +28,68 @@ const CONFIG: &str = "config.json";
 /// The configuration of the model that the run started from, where the recipe says `start`.
 const START: &str = "start.json";
 
-/// The output folder of a run.
+/// The output folder of a run. All clones share its lock.
 #[derive(Clone, Debug)]
-pub struct RunDir(PathBuf);
+pub struct RunDir {
+    path: PathBuf,
+    lock: Arc<OnceLock<RunLock>>,
+}
 
 impl RunDir {
-    /// The run in `out`.
-    pub fn new(out: &Path) -> Self {
-        Self(out.to_path_buf())
+    /// The folder `out` for a new run, or of the run that goes on, which is then locked.
+    pub fn open(out: &Path, recipe: &Recipe, resume: bool) -> Result<Self, TrainError> {
+        let dir = Self {
+            path: out.to_path_buf(),
+            lock: Arc::default(),
+        };
+        match resume {
+            true => dir.open_run(recipe)?,
+            false => {
+                RunLock::check(out)?;
+                dir.check_free()?;
+            }
+        }
+        Ok(dir)
+    }
+
+    /// Whether a run goes on.
+    pub fn resumes(&self) -> bool {
+        self.lock.get().is_some()
     }
 
     /// The folder itself.
     pub fn path(&self) -> &Path {
-        &self.0
+        &self.path
     }
 
     /// The folder of the checkpoints.
     pub fn checkpoints(&self) -> PathBuf {
-        self.0.join(run_folder::CHECKPOINTS)
+        self.path.join(run_folder::CHECKPOINTS)
     }
 
     /// The metrics of every step.
     pub fn metrics(&self) -> PathBuf {
-        self.0.join("metrics.jsonl")
+        self.path.join("metrics.jsonl")
     }
 
     /// The trained model.
     pub fn model(&self) -> PathBuf {
-        self.0.join("model.safetensors")
+        self.path.join("model.safetensors")
     }
 
-    /// The epochs that the run has done; 0 for a new one.
-    pub fn epochs_done(&self, recipe: &Recipe, resume: bool) -> Result<usize, TrainError> {
-        let path = self.0.clone();
-        if !resume {
-            let mut entries = path.read_dir().into_iter().flatten().flatten();
-            return match entries.all(|entry| is_leftover(&entry.file_name())) {
-                true => Ok(0),
-                false => Err(TrainError::Occupied { path }),
-            };
-        }
-        let file = path.join(RECIPE);
+    /// What tells the run from others.
+    pub fn identity(&self) -> PathBuf {
+        self.path.join(IDENTITY)
+    }
+
+    /// Locks the folder of a run that has these settings.
+    fn open_run(&self, recipe: &Recipe) -> Result<(), TrainError> {
+        let file = self.path.join(RECIPE);
         if !file.is_file() {
+            let path = self.path.clone();
             return Err(TrainError::NothingToResume { path });
         }
+        self.take_lock()?;
         let before = Recipe::parse(&file.display().to_string(), &read(&file)?)?;
         if recipe.steps > before.steps && !before.steps.is_multiple_of(before.steps_per_epoch) {
             return Err(TrainError::EndedWithinEpoch {
@@ -74,22 +98,32 @@ impl RunDir {
                 per_epoch: before.steps_per_epoch,
             });
         }
-        let allowed = Recipe {
+        let mut allowed = Recipe {
             steps: recipe.steps.max(before.steps),
-            ..before
+            ..before.with_absolute_paths()?
         };
-        no_differences(file, &allowed.to_json(), &recipe.to_json())?;
-        Ok(checkpoints::newest_usable(&self.checkpoints())?)
+        if self.identity().exists() {
+            // The content of these files is compared, wherever they are now.
+            allowed.data.clone_from(&recipe.data);
+            allowed.validation_data.clone_from(&recipe.validation_data);
+            allowed.tokenizer.clone_from(&recipe.tokenizer);
+        }
+        no_differences(file, &allowed.to_json(), &recipe.to_json())
+    }
+
+    /// Whether the folder has checkpoints, usable or not.
+    pub fn has_checkpoints(&self) -> bool {
+        self.resumes() && !run_folder::complete(&self.checkpoints()).is_empty()
     }
 
     /// The configuration of the model that the run started from, if the recipe said `start`.
     pub fn started_from(&self) -> Result<Option<AnyConfig>, TrainError> {
-        read_config(self.0.join(START))
+        read_config(self.path.join(START))
     }
 
     /// Refuses to go on with a model that the recipe no longer means, as where a preset has changed since.
     pub fn check_model(&self, config: &Value) -> Result<(), TrainError> {
-        let path = self.0.join(CONFIG);
+        let path = self.path.join(CONFIG);
         match read_config(path.clone())? {
             Some(before) => no_differences(path, &json!(before), config),
             // It will be written again.
@@ -97,7 +131,7 @@ impl RunDir {
         }
     }
 
-    /// Makes the folder, with the recipe and the model's configuration, and removes checkpoints that a killed run left half-done.
+    /// Makes the folder and locks it, with the recipe and the model's configuration, and removes what a killed run left half-done.
     pub fn begin(
         &self,
         recipe: &Recipe,
@@ -105,12 +139,20 @@ impl RunDir {
         starts_from_model: bool,
     ) -> Result<(), TrainError> {
         let make =
-            |path: &Path| std::fs::create_dir_all(path).map_err(|source| file_error(path, source));
-        make(&self.0)?;
-        write_json(&self.0.join(RECIPE), &recipe.to_json())?;
-        if starts_from_model {
-            write_json(&self.0.join(START), config)?;
+            |path: &Path| atomic::create_folder(path).map_err(|source| file_error(path, source));
+        make(&self.path)?;
+        if !self.resumes() {
+            self.take_lock()?;
+            // Another run may have been here since the folder was looked at.
+            self.check_free()?;
         }
+        let cleaned = atomic::remove_temporary(&self.path);
+        cleaned.map_err(|source| file_error(&self.path, source))?;
+        write_json(&self.path.join(RECIPE), &recipe.to_json())?;
+        if starts_from_model {
+            write_json(&self.path.join(START), config)?;
+        }
+        self.keep_tokenizer(&recipe.tokenizer)?;
         self.write_config(config)?;
         let checkpoints = self.checkpoints();
         make(&checkpoints)?;
@@ -120,12 +162,44 @@ impl RunDir {
 
     /// Writes the model's configuration.
     pub fn write_config(&self, config: &Value) -> Result<(), TrainError> {
-        write_json(&self.0.join(CONFIG), config)
+        write_json(&self.path.join(CONFIG), config)
     }
 
     /// Writes the final evaluation.
     pub fn write_report(&self, report: &Value) -> Result<(), TrainError> {
-        write_json(&self.0.join("report.json"), report)
+        write_json(&self.path.join("report.json"), report)
+    }
+
+    /// Copies the tokenizer's file, so that the run has all that its model needs to read a text.
+    fn keep_tokenizer(&self, name: &str) -> Result<(), TrainError> {
+        if name == "byte" {
+            return Ok(());
+        }
+        let bytes = std::fs::read(name).map_err(|source| file_error(Path::new(name), source))?;
+        let is_json = bytes.iter().find(|b| !b.is_ascii_whitespace()) == Some(&b'{');
+        let [json, vocabulary] = run_folder::TOKENIZERS;
+        let path = self.path.join(if is_json { json } else { vocabulary });
+        atomic::write(&path, |out| out.write_all(&bytes))
+            .map_err(|source| file_error(&path, source))
+    }
+
+    fn take_lock(&self) -> Result<(), TrainError> {
+        let lock = RunLock::take(&self.path)?;
+        // Nobody else sets it, as the lock is taken once.
+        let _ = self.lock.set(lock);
+        Ok(())
+    }
+
+    /// Refuses a folder that holds anything but what a run killed before it wrote its recipe left behind.
+    fn check_free(&self) -> Result<(), TrainError> {
+        let mut entries = self.path.read_dir().into_iter().flatten().flatten();
+        let is_leftover = |name: &std::ffi::OsStr| name == LOCK || atomic::is_temporary(name);
+        match entries.all(|entry| is_leftover(&entry.file_name())) {
+            true => Ok(()),
+            false => Err(TrainError::Occupied {
+                path: self.path.clone(),
+            }),
+        }
     }
 }
 
@@ -148,12 +222,6 @@ fn read_config(path: PathBuf) -> Result<Option<AnyConfig>, TrainError> {
     }
     let config = serde_json::from_str(&read(&path)?);
     config.map_err(|error| file_error(&path, error.into()))
-}
-
-/// Whether a run killed before it wrote its recipe left this behind.
-fn is_leftover(name: &std::ffi::OsStr) -> bool {
-    name.to_str()
-        .is_some_and(|name| name.starts_with(atomic::TEMPORARY) || name.starts_with(".tmp"))
 }
 
 fn no_differences(path: PathBuf, before: &Value, now: &Value) -> Result<(), TrainError> {

@@ -61,7 +61,7 @@ impl Schedule {
 }
 
 /// The step that comes next, in the record.
-const STEP: &str = "step";
+pub const STEP: &str = "step";
 
 impl LrScheduler for Schedule {
     fn step(&mut self) -> f64 {

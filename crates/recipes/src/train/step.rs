@@ -42,7 +42,11 @@
 use std::{
     any::Any,
     fmt,
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Instant,
 };
 
 use burn::{
@@ -111,6 +115,8 @@ struct StepState {
     hook: Option<Arc<dyn Any + Send + Sync>>,
     /// Optimizer steps done.
     step: usize,
+    /// Optimizer steps done by any copy of the model.
+    taken: Arc<AtomicUsize>,
     /// The entries with a rate of their own; unset until the first step that asks.
     frozen: OnceLock<Option<FrozenEntries>>,
 }
@@ -120,8 +126,25 @@ impl StepState {
         Self {
             hook: Some(Arc::new(hook)),
             step,
+            taken: Arc::new(AtomicUsize::new(step)),
             frozen: OnceLock::new(),
         }
+    }
+
+    /// Counts a step.
+    ///
+    /// # Panics
+    ///
+    /// If the model grows and another copy of it took the same step: each would grow and log by itself.
+    fn advance(&mut self) {
+        self.step += 1;
+        let before = self.taken.fetch_max(self.step, Ordering::Relaxed);
+        assert!(
+            self.hook.is_none() || before < self.step,
+            "two workers took optimizer step {}: a model that grows is trained on one device, or on several with \
+             MultiDeviceOptim::OptimMainDevice, and not by distributed data parallelism",
+            self.step
+        );
     }
 
     fn hook<M: ChannelMixer>(&self) -> Option<Arc<dyn GrowthHook<M>>> {
@@ -164,6 +187,9 @@ impl<M: ChannelMixer> LmStep<M> {
     }
 
     /// Attaches a growth schedule; `step` optimizer steps are already done.
+    ///
+    /// Only one copy of the model may take the steps: several devices compute gradients, and one of them optimizes. Under Burn's
+    /// distributed data parallelism, where each worker optimizes its own copy, the first step ends with a panic that says so.
     pub fn with_growth(self, hook: Arc<dyn GrowthHook<M>>, step: usize) -> Self {
         Self {
             state: StepState::new(hook, step),
@@ -179,6 +205,7 @@ impl<M: ChannelMixer> LmStep<M> {
 
     /// Mean loss and logits' hits on a batch, and the logits.
     fn run(&self, batch: LmBatch) -> (Tensor<1>, Tensor<3>, StepOutput) {
+        let started = Instant::now();
         let [rows, time] = batch.inputs.dims();
         let (logits, _) = self.model.forward(batch.inputs, None);
         let loss = loss::cross_entropy(logits.clone(), batch.targets.clone(), batch.mask.clone());
@@ -197,6 +224,7 @@ impl<M: ChannelMixer> LmStep<M> {
             loss: loss.clone().inner(),
             correct: hits.sum(),
             norm: NormCell::default(),
+            started,
             counted: batch.counted,
             tokens: rows * time,
             numbers: None,
@@ -242,7 +270,7 @@ impl<M: ChannelMixer> TrainStep for LmStep<M> {
         if let Some((frozen, before)) = before {
             trained.model = frozen.hold(&before, trained.model);
         }
-        trained.state.step += 1;
+        trained.state.advance();
         if let Some(hook) = trained.state.hook::<M>() {
             let step = trained.state.step;
             if let Some(larger) = hook.after(step, &trained.model, optimizer) {
@@ -293,7 +321,7 @@ mod tests {
         tensor::Device,
         train::metric::ItemLazy,
     };
-    use rwkv7_core::{Rwkv7Config, Rwkv7Lm, layers::ChannelMix};
+    use rwkv7_core::{Rwkv7Config, Rwkv7Lm, layers::ChannelMix, optimizer::OptimizerConfig};
 
     fn step(accumulation: usize) -> LmStep<ChannelMix> {
         let config = Rwkv7Config {
@@ -376,6 +404,32 @@ mod tests {
                     "{a} and {b}"
                 );
             }
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "two workers took optimizer step 1")]
+    fn workers_that_grow_by_themselves_are_refused() {
+        struct NoGrowth;
+        impl GrowthHook<ChannelMix> for NoGrowth {
+            fn after(
+                &self,
+                _step: usize,
+                _model: &Rwkv7Lm,
+                _optimizer: &mut ModuleOptimizer,
+            ) -> Option<Rwkv7Lm> {
+                None
+            }
+
+            fn frozen(&self, _step: usize, _model: &Rwkv7Lm) -> Option<FrozenEntries> {
+                None
+            }
+        }
+        let main = step(1).with_growth(Arc::new(NoGrowth), 0);
+        let mut optimizer = OptimizerConfig::default().init();
+        for worker in [main.clone(), main] {
+            let grads = TrainStep::step(&worker, batch(0..2)).grads;
+            worker.optimize(&mut optimizer, 1e-3.into(), grads);
         }
     }
 

@@ -14,8 +14,8 @@ use burn::{
     optim::{ModuleOptimizer, OptimizerRecord},
     train::Interrupter,
 };
-use rwkv7_core::{Rwkv7, checkpoint, layers::ChannelMixer, loss};
-use scaling::{Growable, grow_model, grow_optimizer};
+use rwkv7_core::{MatmulPrecision, Rwkv7, checkpoint, layers::ChannelMixer, loss};
+use scaling::{Growable, Method, Plan, grow_model, grow_optimizer};
 use serde::{Deserialize, Serialize};
 
 use super::{TrainError, metrics_log::MetricsLog, run_dir::RunDir};
@@ -61,6 +61,8 @@ pub struct Grower<S: Growable> {
     pub stages: Stages<S>,
     /// Seed of the new entries' values.
     pub seed: u64,
+    /// How the layers multiply.
+    pub precision: MatmulPrecision,
     /// Compares the models before and after.
     pub validation: Arc<dyn DataLoader<LmBatch>>,
     /// The run's folder, whose `config.json` changes.
@@ -93,8 +95,9 @@ impl<S: Growable> Grower<S> {
             true => grow_optimizer(plan, model, &large, optimizer.to_record())?,
             false => OptimizerRecord::default(),
         };
-        *optimizer = optimizer.clone().load_record(state);
         let (before, after) = (self.loss(&model.valid())?, self.loss(&large.valid())?);
+        self.check(step, plan, model, (before, after))?;
+        *optimizer = optimizer.clone().load_record(state);
         let stage = Stage {
             loss_before: Some(before),
             loss_after: Some(after),
@@ -110,6 +113,35 @@ impl<S: Growable> Grower<S> {
         self.log.growth(&stage)?;
         self.dir.write_config(&checkpoint::config_json(&plan.to))?;
         Ok(Some(large))
+    }
+
+    /// Refuses a growth that should lose nothing and did; the model before it is saved.
+    fn check(
+        &self,
+        step: usize,
+        plan: &Plan<S>,
+        model: &Rwkv7<S::Layer>,
+        (before, after): (f64, f64),
+    ) -> Result<(), TrainError> {
+        let lossless = plan.method == Method::Lossless && plan.obstacle.is_none();
+        if !lossless || is_same(self.precision, before, after) {
+            return Ok(());
+        }
+        let path = self.dir.path().join("before-growth.safetensors");
+        let model = model.valid().with_matmul_precision(MatmulPrecision::F32);
+        checkpoint::save(
+            &path,
+            &plan.from,
+            &model,
+            checkpoint::Format::Official,
+            None,
+        )?;
+        Err(TrainError::GrowthChanges {
+            step,
+            before,
+            after,
+            path,
+        })
     }
 
     /// The error that a growth ended with.
@@ -147,6 +179,15 @@ impl<S: Growable> Grower<S> {
     }
 }
 
+/// Whether two losses are those of the same function, but for rounding. A loss that is no number is none.
+fn is_same(precision: MatmulPrecision, before: f64, after: f64) -> bool {
+    let tolerance = match precision {
+        MatmulPrecision::F32 => 1e-3,
+        MatmulPrecision::Bf16 => 5e-2,
+    };
+    (after - before).abs() <= tolerance * before.abs().max(1.0)
+}
+
 impl<S: Growable> GrowthHook<S::Layer> for Grower<S> {
     fn after(
         &self,
@@ -166,5 +207,24 @@ impl<S: Growable> GrowthHook<S::Layer> for Grower<S> {
 
     fn frozen(&self, step: usize, model: &Rwkv7<S::Layer>) -> Option<FrozenEntries> {
         self.stages.frozen(step, model)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_changed_loss_is_told_from_rounding() {
+        for (precision, before, after, same) in [
+            (MatmulPrecision::F32, 6.225, 6.2251, true),
+            (MatmulPrecision::F32, 6.225, 6.102, false),
+            (MatmulPrecision::F32, 6.225, 6.348, false),
+            (MatmulPrecision::Bf16, 0.8, 0.81, true),
+            (MatmulPrecision::Bf16, 0.8, 1.2, false),
+            (MatmulPrecision::F32, 6.225, f64::NAN, false),
+        ] {
+            assert_eq!(is_same(precision, before, after), same, "{before} {after}");
+        }
     }
 }

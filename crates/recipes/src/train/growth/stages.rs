@@ -1,5 +1,6 @@
 //! The sizes that a run goes through, planned before it starts.
 
+use burn::tensor::Device;
 use rwkv7_core::{Rwkv7, Rwkv7Config};
 use scaling::{Growable, Plan};
 use serde_json::{Value, json};
@@ -8,7 +9,7 @@ use zoo::{AnyConfig, TargetError, changed, flops_per_token};
 use super::{FrozenEntries, Stage};
 use crate::{
     recipe::{Growth, Recipe},
-    train::TrainError,
+    train::{TrainError, record::Shapes},
 };
 
 /// A growth of the model and its plan.
@@ -26,8 +27,13 @@ pub struct Stages<S: Growable> {
 }
 
 impl<S: Growable> Stages<S> {
-    /// Plans every growth of a recipe that starts with this configuration.
-    pub fn new(recipe: &Recipe, start: Rwkv7Config<S>) -> Result<Self, TrainError> {
+    /// Plans every growth of a recipe that starts with this configuration on this device.
+    pub fn new(
+        recipe: &Recipe,
+        start: Rwkv7Config<S>,
+        device: &Device,
+    ) -> Result<Self, TrainError> {
+        recipe.check_memory(&start, device)?;
         let mut stages = Self {
             start,
             growths: Vec::new(),
@@ -35,6 +41,7 @@ impl<S: Growable> Stages<S> {
         for growth in &recipe.grow {
             let from = stages.last();
             let to = target(growth, from, recipe.scale_down)?;
+            recipe.check_memory(&to, device)?;
             let plan = Plan::new(from, &to, growth.method, growth.embedding)?;
             stages.growths.push(PlannedGrowth {
                 plan: plan.with_new_blocks(&growth.new_blocks)?.exact()?,
@@ -52,6 +59,11 @@ impl<S: Growable> Stages<S> {
     /// The configuration of the model after `step` steps.
     pub fn config(&self, step: usize) -> &Rwkv7Config<S> {
         self.of_stage(self.stage_at(step))
+    }
+
+    /// The tensors of the model after `step` steps.
+    pub fn shapes(&self, step: usize) -> Shapes {
+        Shapes::of_config(self.config(step))
     }
 
     /// The growth that is due after `step` steps, and the stage that it begins.
@@ -154,7 +166,7 @@ mod tests {
                 let config = recipe.model.config(Some(arch), 256).unwrap();
                 let config = config.scaled_down(recipe.scale_down).unwrap();
                 let found = for_architecture!(AnyConfig, config, config => {
-                    let stages = Stages::new(&recipe, config).unwrap();
+                    let stages = Stages::new(&recipe, config, &Device::flex()).unwrap();
                     let configs = (0..=stages.growths.len()).map(|index| stages.of_stage(index));
                     configs.map(|config| (config.n_layer, config.n_embd)).collect::<Vec<_>>()
                 });

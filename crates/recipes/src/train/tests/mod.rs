@@ -1,8 +1,10 @@
 //! Runs small enough for a test.
 #![allow(clippy::unwrap_used)]
 
+mod damage;
 mod devices;
 mod growth;
+mod kill;
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -61,13 +63,6 @@ fn metrics(out: &Path) -> Vec<(String, u64, f64)> {
     lines.collect()
 }
 
-/// In an order of its own: a growth's line is written by another thread.
-fn sorted_metrics(out: &Path) -> Vec<(String, u64, f64)> {
-    let mut lines = metrics(out);
-    lines.sort_by(|a, b| a.partial_cmp(b).unwrap());
-    lines
-}
-
 /// All weights of a model file or of a run's model.
 fn tensors(path: &Path) -> BTreeMap<String, TensorData> {
     let checkpoint = Checkpoint::open(path).unwrap();
@@ -79,15 +74,23 @@ fn killed(from: &Path, to: &Path, epochs: std::ops::RangeInclusive<usize>) {
     for epoch in epochs {
         let checkpoint = format!("checkpoints/{epoch}");
         std::fs::create_dir_all(to.join(&checkpoint)).unwrap();
-        for part in ["model", "optimizer", "schedule"] {
-            let file = format!("{checkpoint}/{part}.bpk");
-            std::fs::copy(from.join(&file), to.join(&file)).unwrap();
+        for file in from.join(&checkpoint).read_dir().unwrap() {
+            let file = file.unwrap();
+            std::fs::copy(file.path(), to.join(&checkpoint).join(file.file_name())).unwrap();
         }
     }
-    for file in ["recipe.json", "metrics.jsonl", "start.json"] {
+    for file in ["recipe.json", "run.json", "metrics.jsonl", "start.json"] {
         if from.join(file).exists() {
             std::fs::copy(from.join(file), to.join(file)).unwrap();
         }
+    }
+}
+
+/// Makes a run look as if an older version of the program had written it.
+fn age(out: &Path) {
+    std::fs::remove_file(out.join("run.json")).unwrap();
+    for checkpoint in out.join("checkpoints").read_dir().unwrap() {
+        std::fs::remove_file(checkpoint.unwrap().path().join("manifest.json")).unwrap();
     }
 }
 
@@ -161,8 +164,10 @@ fn the_best_epoch_is_kept_and_exported() {
     let [whole, parts] = ["whole", "parts"].map(|name| folder.path().join(name));
     run(&recipe(&[]), &whole, false).unwrap();
 
-    // As if the first epoch had been the best one, and the run had been killed after the third.
+    // As if the first epoch had been the best one, and the run had been killed after the third. Only an older version's run has its
+    // losses in this file alone.
     killed(&whole, &parts, 1..=3);
+    age(&parts);
     let kept = Recipe {
         keep_checkpoints: 1,
         ..recipe(&[])
