@@ -1,11 +1,18 @@
 //! The architecture as data: every dimension is a field, and no dimension follows from a name.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, path::Path};
 
-use burn::config::Config;
+use burn::{
+    config::{Config, ConfigError as LoadError},
+    module::Module,
+    tensor::Device,
+};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::layers::{ChannelMixConfig, ChannelMixer};
+use crate::{
+    init::LayerInit,
+    layers::{ChannelMixConfig, ChannelMixer},
+};
 
 /// Setters as Burn's `derive(Config)` makes them. The derive takes no generic types and knows no attributes of `serde`.
 #[doc(hidden)]
@@ -47,7 +54,8 @@ impl LayerDims {
 
 /// Configuration of a [`ChannelMixer`].
 ///
-/// [`ChannelMixConfig`] is RWKV-7's. Other crates implement the trait for their own layers.
+/// [`ChannelMixConfig`] is RWKV-7's. Other crates implement the trait for their own layers; [`init`](Self::init) and two names are
+/// enough.
 pub trait ChannelMixerConfig:
     Clone + std::fmt::Debug + PartialEq + Serialize + DeserializeOwned + Send + Sync + 'static
 {
@@ -57,33 +65,51 @@ pub trait ChannelMixerConfig:
     /// Name that files have for the architecture of RWKV-7 with this channel mixer.
     const ARCHITECTURE: &'static str;
 
-    /// Checks the configuration against the model's dimensions.
+    /// Checks the configuration against the model's dimensions. The default accepts all.
     ///
     /// # Errors
     ///
     /// [`ConfigError`] names the field, what was found and what is expected.
-    fn validate(&self, dims: &LayerDims) -> Result<(), ConfigError>;
+    fn validate(&self, _dims: &LayerDims) -> Result<(), ConfigError> {
+        Ok(())
+    }
 
-    /// Exact number of parameters of one layer.
-    fn num_params(&self, dims: &LayerDims) -> usize;
+    /// Exact number of parameters of one layer. The default counts those of a layer.
+    fn num_params(&self, dims: &LayerDims) -> usize {
+        example(self, dims).num_params()
+    }
 
     /// The configuration of the channel mixers in a checkpoint: `shape` gives the shape of a tensor of block 0 by its name
-    /// (`ffn.key.weight`), and `declared` is the file's own description of the configuration, if it has one.
+    /// (`ffn.key.weight`), and `declared` is the file's own description of the configuration, if it has one. The default reads the
+    /// description, which files of this project have.
     ///
     /// # Errors
     ///
     /// A sentence for people that says what is missing and what to do.
     fn of_checkpoint(
-        shape: &dyn Fn(&str) -> Option<Vec<usize>>,
+        _shape: &dyn Fn(&str) -> Option<Vec<usize>>,
         declared: Option<&serde_json::Value>,
-    ) -> Result<Self, String>;
+    ) -> Result<Self, String> {
+        let Some(declared) = declared else {
+            return Err("the file does not say its configuration; put the config.json of its model beside it".into());
+        };
+        Self::deserialize(declared).map_err(|error| format!("ffn: {error}"))
+    }
 
-    /// Number of values in the state of one layer, for one sequence.
-    fn num_state_values(&self, dims: &LayerDims) -> usize;
+    /// Number of values in the state of one layer, for one sequence. The default counts those of a layer.
+    fn num_state_values(&self, dims: &LayerDims) -> usize {
+        let state = example(self, dims).zero_state(1, &Device::default());
+        crate::state::num_values(&state)
+    }
 
     /// Builds the channel mixer of block `init.layer()` with its initial values, for a configuration that
     /// [`validate`](Self::validate) accepts.
-    fn init(&self, dims: &LayerDims, init: &crate::init::LayerInit) -> Self::Layer;
+    fn init(&self, dims: &LayerDims, init: &LayerInit) -> Self::Layer;
+}
+
+/// A layer of this configuration, whose parameters have no values yet.
+fn example<S: ChannelMixerConfig>(config: &S, dims: &LayerDims) -> S::Layer {
+    config.init(dims, &LayerInit::new(0, dims, &Device::default(), 0))
 }
 
 /// Largest size of one dimension, such as the vocabulary or the width. Products of two of them fit any integer.
@@ -218,7 +244,30 @@ fn rank(x: f64) -> usize {
         .max(32)
 }
 
-impl<S: ChannelMixerConfig> Config for Rwkv7Config<S> {}
+/// Loading also takes the `config.json` of a training run, which has one more key, `architecture`.
+impl<S: ChannelMixerConfig> Config for Rwkv7Config<S> {
+    fn load<P: AsRef<Path>>(file: P) -> Result<Self, LoadError> {
+        let path = file.as_ref();
+        let json = std::fs::read(path)
+            .map_err(|error| LoadError::FileNotFound(format!("{}: {error}", path.display())))?;
+        Self::load_binary(&json)
+    }
+
+    fn load_binary(data: &[u8]) -> Result<Self, LoadError> {
+        let wrong = |error: serde_json::Error| LoadError::InvalidFormat(error.to_string());
+        let mut json: serde_json::Value = serde_json::from_slice(data).map_err(wrong)?;
+        let named = json
+            .as_object_mut()
+            .and_then(|fields| fields.remove("architecture"));
+        match named {
+            Some(name) if name != S::ARCHITECTURE => Err(LoadError::InvalidFormat(format!(
+                "a model of architecture {name}, expected {}",
+                S::ARCHITECTURE
+            ))),
+            _ => serde_json::from_value(json).map_err(wrong),
+        }
+    }
+}
 
 impl Rwkv7Config<ChannelMixConfig> {
     /// A model of this size with head size 64, feed-forward width 4C and the low-rank widths of the official training
@@ -462,6 +511,24 @@ mod tests {
         let wrong = json.replace("n_layer", "layers");
         let error = serde_json::from_str::<Rwkv7Config>(&wrong).unwrap_err();
         assert!(error.to_string().contains("layers"), "{error}");
+    }
+
+    #[test]
+    fn the_configuration_beside_a_trained_model_is_read() {
+        let config = Rwkv7Config::new(97, 3, 128);
+        let mut json = serde_json::json!(config);
+        let read = |json: &serde_json::Value| {
+            Rwkv7Config::<ChannelMixConfig>::load_binary(json.to_string().as_bytes())
+        };
+        assert_eq!(read(&json).unwrap(), config);
+        json["architecture"] = "rwkv7".into();
+        assert_eq!(read(&json).unwrap(), config);
+        json["architecture"] = "meta-state".into();
+        let error = read(&json).unwrap_err().to_string();
+        assert!(
+            error.contains("meta-state") && error.contains("expected rwkv7"),
+            "{error}"
+        );
     }
 
     #[test]

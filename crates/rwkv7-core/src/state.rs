@@ -46,6 +46,17 @@ pub trait StateTensors: Clone + std::fmt::Debug + Send {
     fn detach(self) -> Self;
 }
 
+/// The state of a layer that looks at one token only.
+impl StateTensors for () {
+    fn write(&self, _out: &mut TensorWriter) {}
+
+    fn read(&self, _from: &mut TensorReader) -> Result<Self, StateError> {
+        Ok(())
+    }
+
+    fn detach(self) {}
+}
+
 /// A state file does not fit the model.
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
@@ -115,6 +126,13 @@ impl TensorWriter {
         let data = tensor.to_data_dtype(DType::F32);
         self.tensors.insert(format!("{}{name}", self.prefix), data);
     }
+}
+
+/// Number of values in a layer's state.
+pub(crate) fn num_values(state: &impl StateTensors) -> usize {
+    let mut out = TensorWriter::default();
+    state.write(&mut out);
+    out.tensors.values().map(TensorData::num_elements).sum()
 }
 
 /// Hands out the tensors of a state file by name.

@@ -35,7 +35,7 @@ pub enum ScalingError {
         /// The tensor, by its name in a block.
         tensor: &'static str,
         /// The reason and the remedy.
-        reason: &'static str,
+        reason: String,
     },
     /// There cannot be new blocks at these positions.
     #[error("no new blocks at these positions: {reason}")]
@@ -58,14 +58,33 @@ pub enum ScalingError {
     /// The larger model was compared with the smaller one and computes something else.
     #[error(
         "{}: the larger model's logits differ from the smaller one's by up to {largest:.1e} standard deviations, which is not \
-         lossless; nothing was written. Half-precision values that had to be scaled are rounded: try f32",
-        output.display()
+         lossless; nothing was written. {}",
+        output.display(),
+        not_lossless(*largest, *half)
     )]
     NotLossless {
         /// The file that was to be written.
         output: PathBuf,
         /// Largest difference of a logit, in standard deviations of the smaller model's logits.
         largest: f64,
+        /// Whether the larger model's values are in half precision.
+        half: bool,
+    },
+    /// A value of the larger model would be NaN or infinite.
+    #[error(
+        "{tensor}: {count} of {of} values of the larger model would be no finite numbers in {dtype}: {reason}"
+    )]
+    NotFinite {
+        /// The tensor.
+        tensor: String,
+        /// The number of such values.
+        count: usize,
+        /// The number of all its values.
+        of: usize,
+        /// The dtype to write.
+        dtype: &'static str,
+        /// The reason and the remedy.
+        reason: &'static str,
     },
     /// The target is no model.
     #[error("the target: {0}")]
@@ -73,4 +92,15 @@ pub enum ScalingError {
     /// Reading the model or writing the larger one failed.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+}
+
+/// Why a growth was not lossless, in a sentence.
+fn not_lossless(largest: f64, half: bool) -> &'static str {
+    if !largest.is_finite() {
+        "A model whose logits are not finite numbers cannot be compared"
+    } else if half {
+        "Half-precision values that had to be scaled are rounded: try f32"
+    } else {
+        "The model's values differ so much in size that rounding changes its outputs"
+    }
 }

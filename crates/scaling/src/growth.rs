@@ -12,9 +12,7 @@ use burn_store::burn_pack::AtomicFile;
 use rwkv7_core::checkpoint::{self, Checkpoint, CheckpointError, Format};
 
 use crate::{
-    Difference, Growable, Method, Plan, ScalingError,
-    tensors::tensors,
-    verify::{TOLERANCE, spread_tokens},
+    Difference, Growable, Method, Plan, ScalingError, tensors::with_tensors, verify::spread_tokens,
 };
 
 /// Time between two lines of progress.
@@ -100,8 +98,8 @@ impl<'a, S: Growable> Growth<'a, S> {
     /// # Errors
     ///
     /// [`ScalingError::Checkpoint`] if the source is not the plan's, is damaged, or the larger model cannot be written.
-    /// [`ScalingError::NotLossless`] if the plan promises to lose nothing and a logit differs by more than 0.001 standard
-    /// deviations.
+    /// [`ScalingError::NotFinite`] if a value of the larger model is no finite number. [`ScalingError::NotLossless`] if the plan
+    /// promises to lose nothing and the [`Difference`] is not lossless.
     pub fn run(
         self,
         source: Checkpoint,
@@ -126,20 +124,20 @@ impl<'a, S: Growable> Growth<'a, S> {
     ) -> Result<Option<Difference>, ScalingError> {
         let plan = self.plan;
         log::info!("writing {} tensors", plan.steps.len());
-        let is_half = source.dtypes().iter().any(|name| name.ends_with("f16"));
-        let widened = (is_half && plan.scale() != 1.0).then_some(DType::F32);
+        let widened = (is_half(&source) && plan.scale() != 1.0).then_some(DType::F32);
         let dtype = self.dtype.or(widened);
-        let tensors = tensors(&source, plan, dtype, self.seed, progress())?;
-        checkpoint::save_tensors(temporary, &plan.to, tensors, Format::Official, None).map_err(
-            |error| match error {
+        with_tensors(&source, plan, dtype, self.seed, progress(), |tensors| {
+            let saved =
+                checkpoint::save_tensors(temporary, &plan.to, tensors, Format::Official, None);
+            saved.map_err(|error| match error {
                 // The temporary file means nothing to anybody.
                 CheckpointError::Write { source, .. } => CheckpointError::Write {
                     path: output.to_path_buf(),
                     source,
                 },
                 error => error,
-            },
-        )?;
+            })
+        })?;
         let difference = match self.tokens {
             Some(tokens) => Some(compare(plan, source, temporary, output, tokens)?),
             None => None,
@@ -149,6 +147,12 @@ impl<'a, S: Growable> Growth<'a, S> {
             None => Ok(difference),
         }
     }
+}
+
+/// Whether there are tensors in half precision.
+fn is_half(checkpoint: &Checkpoint) -> bool {
+    let dtypes = checkpoint.dtypes();
+    dtypes.iter().any(|name| name.ends_with("f16"))
 }
 
 /// Logs a percentage now and then.
@@ -179,13 +183,15 @@ fn compare<S: Growable>(
         Ok(model.forward(tokens.clone(), None).0)
     };
     let expected = logits(source)?;
-    let difference = Difference::of(expected, logits(Checkpoint::open(temporary)?)?);
-    // NaN is not lossless either.
-    let lossless = difference.largest.is_finite() && difference.largest <= TOLERANCE;
-    if plan.method == Method::Lossless && plan.obstacle.is_none() && !lossless {
+    let larger = Checkpoint::open(temporary)?;
+    let half = is_half(&larger);
+    let difference = Difference::of(expected, logits(larger)?);
+    let promised = plan.method == Method::Lossless && plan.obstacle.is_none();
+    if promised && !difference.is_lossless() {
         return Err(ScalingError::NotLossless {
             output: output.to_path_buf(),
             largest: difference.largest,
+            half,
         });
     }
     Ok(difference)

@@ -66,20 +66,17 @@ pub(crate) fn pad_channels(x: Tensor<2>, heads: Heads, to: &LayerDims) -> Tensor
     x.reshape([batch, to.n_embd])
 }
 
-/// `[batch, H, n, n]` in larger heads, and zeros for new heads.
+/// `[batch, H, N, N]` in larger heads, and zeros for new heads.
 pub(crate) fn grow_matrices(x: Tensor<4>, heads: Heads, to: &LayerDims) -> Tensor<4> {
-    let size = x.dims()[3];
     let x = match heads.copies() {
         Some(copies) => x.repeat_dim(2, copies).repeat_dim(3, copies),
-        // A part of the state with a size of its own keeps that size.
-        None if size == heads.from => pad(pad(x, 2, heads.to), 3, heads.to),
-        None => x,
+        None => pad(pad(x, 2, heads.to), 3, heads.to),
     };
     pad(x, 1, to.n_head())
 }
 
 /// `x` with zeros at the end of an axis, up to `length`.
-fn pad<const D: usize>(x: Tensor<D>, axis: usize, length: usize) -> Tensor<D> {
+pub(crate) fn pad<const D: usize>(x: Tensor<D>, axis: usize, length: usize) -> Tensor<D> {
     let mut dims = x.dims();
     dims[axis] = length - dims[axis];
     if dims[axis] == 0 {

@@ -1,7 +1,7 @@
 //! The larger model's tensors, made by a plan when they are read.
 
 use std::sync::{
-    Arc,
+    Arc, Mutex, PoisonError,
     atomic::{AtomicUsize, Ordering},
 };
 
@@ -9,7 +9,7 @@ use burn::tensor::{DType, Device, FloatDType, Shape, TensorData};
 use burn_store::{bridge, burn_pack};
 use rwkv7_core::{
     Rwkv7,
-    checkpoint::{self, Checkpoint},
+    checkpoint::{self, Checkpoint, CheckpointError},
     init::random::named_seed,
 };
 
@@ -23,7 +23,7 @@ use crate::{
 ///
 /// # Errors
 ///
-/// [`ScalingError::Checkpoint`] if the model is not the plan's or has values that are not finite.
+/// [`ScalingError::Checkpoint`] if the model is not the plan's, [`ScalingError::NotFinite`] if a value is no finite number.
 pub fn grow_model<S: Growable>(
     model: &Rwkv7<S::Layer>,
     plan: &Plan<S>,
@@ -31,22 +31,32 @@ pub fn grow_model<S: Growable>(
     seed: u64,
 ) -> Result<Rwkv7<S::Layer>, ScalingError> {
     let source = Checkpoint::of_model(&plan.from, model);
-    let tensors = tensors(&source, plan, None, seed, |_, _| {})?;
-    let large = Checkpoint::of_tensors(&plan.to, tensors);
-    let large = large.into_model(&plan.to, device, FloatDType::F32)?;
+    let large = with_tensors(
+        &source,
+        plan,
+        None,
+        seed,
+        |_, _| {},
+        |tensors| {
+            Checkpoint::of_tensors(&plan.to, tensors).into_model(&plan.to, device, FloatDType::F32)
+        },
+    )?;
     Ok(large.with_matmul_precision(model.precision()))
 }
 
-/// The larger model's tensors. `progress` hears how many tensors are done, of how many; each tensor counts twice, for its checksum
-/// and for the file.
-pub(crate) fn tensors<S: Growable>(
+/// Gives the larger model's tensors to `take`, which reads them. `progress` hears how many tensors are done, of how many; each
+/// tensor counts twice, for its checksum and for the file.
+pub(crate) fn with_tensors<S: Growable, T>(
     source: &Checkpoint,
     plan: &Plan<S>,
     dtype: Option<DType>,
     seed: u64,
     progress: impl Fn(usize, usize) + Send + Sync + 'static,
-) -> Result<Vec<burn_pack::Tensor>, ScalingError> {
+    take: impl FnOnce(Vec<burn_pack::Tensor>) -> Result<T, CheckpointError>,
+) -> Result<T, ScalingError> {
     let (progress, done) = (Arc::new(progress), Arc::new(AtomicUsize::new(0)));
+    // A tensor that is read cannot give a reason of this crate when it fails.
+    let problem = Arc::new(Mutex::new(None));
     let old = source.tensors(&plan.from)?;
     let find = |name: &str| old.iter().find(|tensor| tensor.name == name).cloned();
     let default = find("emb.weight").map_or(DType::F32, |tensor| tensor.dtype);
@@ -63,7 +73,7 @@ pub(crate) fn tensors<S: Growable>(
             TensorRule::Paired => EMBEDDING.map(find).to_vec(),
             _ => Vec::new(),
         };
-        let (progress, done) = (progress.clone(), done.clone());
+        let (progress, done, problem) = (progress.clone(), done.clone(), problem.clone());
         let make = move || {
             progress(done.fetch_add(1, Ordering::Relaxed), 2 * plan.steps.len());
             // The same tensor of a model of another size has other random values.
@@ -107,12 +117,39 @@ pub(crate) fn tensors<S: Growable>(
                     apply(rule, &old, &step.to, step.heads, seed, initial)
                 }
             };
+            let exact = values.iter().all(|value| value.is_finite());
             let data = TensorData::new(values, step.to.clone()).convert_dtype(dtype);
+            let count = data.iter::<f64>().filter(|x| !x.is_finite()).count();
+            if count > 0 {
+                let error = ScalingError::NotFinite {
+                    tensor: step.name.clone(),
+                    count,
+                    of: data.num_elements(),
+                    dtype: dtype.name(),
+                    reason: match exact {
+                        true => {
+                            "they are too large for it; take a dtype of a larger range, such as f32"
+                        }
+                        false => {
+                            "the model has such values; its training diverged, or its file is damaged"
+                        }
+                    },
+                };
+                let failed = burn_pack::Error::ValidationError(error.to_string());
+                *problem.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+                return Err(failed);
+            }
             Ok(data.into_bytes())
         };
         burn_pack::Tensor::deferred(name, dtype, shape, None, length, make)
     };
-    Ok(plan.steps.iter().map(tensor).collect())
+    let tensors: Vec<_> = plan.steps.iter().map(tensor).collect();
+    let taken = take(tensors);
+    let mut problem = problem.lock().unwrap_or_else(PoisonError::into_inner);
+    match problem.take() {
+        Some(problem) => Err(problem),
+        None => Ok(taken?),
+    }
 }
 
 /// The embedding and its norm.

@@ -5,7 +5,7 @@ use rwkv7_core::{Rwkv7, layers::ChannelMixer};
 use serde::Serialize;
 
 /// Largest difference of a lossless growth in f32, in standard deviations of the logits.
-pub(crate) const TOLERANCE: f64 = 1e-3;
+const TOLERANCE: f64 = 1e-3;
 
 /// The distance of two models' logits, over the vocabulary of the smaller one.
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -21,6 +21,12 @@ pub struct Difference {
 }
 
 impl Difference {
+    /// Whether the difference is one of rounding only: no logit differs by more than 0.001 standard deviations.
+    pub fn is_lossless(&self) -> bool {
+        // NaN is not lossless either.
+        self.largest <= TOLERANCE
+    }
+
     /// Compares two models on `tokens [batch, time]`, each read from an empty state.
     pub fn between<A: ChannelMixer, B: ChannelMixer>(
         small: &Rwkv7<A>,
@@ -51,12 +57,19 @@ impl Difference {
                 .max(f64::MIN_POSITIVE)
         };
         let gap = (found.clone() - expected.clone()).abs();
+        let (largest, mean) = (number(gap.clone().max()), number(gap.mean()));
         let [p, q] = [expected, found].map(|logits| activation::log_softmax(logits, 2));
-        let kl = (p.clone().exp() * (p - q)).sum_dim(2).mean();
+        let kl = number((p.clone().exp() * (p - q)).sum_dim(2).mean());
         Self {
-            largest: number(gap.clone().max()) / deviation,
-            mean: number(gap.mean()) / deviation,
-            kl: number(kl),
+            // A maximum may pass over NaN.
+            largest: if mean.is_nan() {
+                mean
+            } else {
+                largest / deviation
+            },
+            mean: mean / deviation,
+            // Rounding makes the divergence of equal distributions negative.
+            kl: if kl < 0.0 { 0.0 } else { kl },
             new_tokens,
         }
     }

@@ -66,10 +66,7 @@ fn json_round_trip_presets_and_mistakes() {
     let parse = |json: &str| serde_json::from_str::<MetaStateConfig>(json);
     assert_eq!(parse("\"paper\"").unwrap(), MetaStateConfig::paper());
     let some = parse(r#"{"sse": {"low-rank": 4}}"#).unwrap();
-    let expected = MetaStateConfig {
-        sse: Sse::LowRank(4),
-        ..MetaStateConfig::practical()
-    };
+    let expected = MetaStateConfig::practical().with_sse(Sse::LowRank(4));
     assert_eq!(some, expected);
     for (json, named) in [
         ("\"papers\"", "practical"),
@@ -86,56 +83,13 @@ fn json_round_trip_presets_and_mistakes() {
 fn options_that_make_no_layer_are_refused_with_the_reason() {
     let base = MetaStateConfig::practical;
     for (mixer, named) in [
-        (
-            MetaStateConfig {
-                sse: Sse::TopLeft(9),
-                ..base()
-            },
-            "head size 8",
-        ),
-        (
-            MetaStateConfig {
-                sse: Sse::TopLeft(1),
-                ..base()
-            },
-            "from 2",
-        ),
-        (
-            MetaStateConfig {
-                sse: Sse::TopLeft(0),
-                ..base()
-            },
-            "top-left",
-        ),
-        (
-            MetaStateConfig {
-                sse: Sse::LowRank(9),
-                ..base()
-            },
-            "low-rank",
-        ),
-        (
-            MetaStateConfig {
-                sse: Sse::Learned,
-                side: Side::Key,
-                ..base()
-            },
-            "no state is read",
-        ),
-        (
-            MetaStateConfig {
-                scale: Scale::Constant(0.0),
-                ..base()
-            },
-            "scale",
-        ),
-        (
-            MetaStateConfig {
-                norm_eps: 0.0,
-                ..base()
-            },
-            "norm_eps",
-        ),
+        (base().with_sse(Sse::TopLeft(9)), "head size 8"),
+        (base().with_sse(Sse::TopLeft(1)), "from 2"),
+        (base().with_sse(Sse::TopLeft(0)), "top-left"),
+        (base().with_sse(Sse::LowRank(9)), "low-rank"),
+        (base().with_sse(Sse::Learned), "no state is read"),
+        (base().with_scale(Scale::Constant(0.0)), "scale"),
+        (base().with_norm_eps(0.0), "norm_eps"),
     ] {
         let error = small(&mixer).validate().unwrap_err().to_string();
         assert!(error.contains(named), "{error}");
@@ -145,10 +99,6 @@ fn options_that_make_no_layer_are_refused_with_the_reason() {
 #[test]
 #[should_panic(expected = "no state is read")]
 fn a_block_of_ones_own_model_is_checked_too() {
-    let mixer = MetaStateConfig {
-        sse: Sse::Learned,
-        side: Side::Key,
-        ..MetaStateConfig::practical()
-    };
+    let mixer = MetaStateConfig::practical().with_sse(Sse::Learned);
     small(&mixer).init_block(1, &Device::default(), 0);
 }

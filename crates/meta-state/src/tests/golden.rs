@@ -3,10 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use burn::{
-    module::ModuleVisitor,
-    tensor::{Gradients, Int},
-};
+use burn::{module::ModuleVisitor, tensor::Gradients};
 use rwkv7_core::{checkpoint::Checkpoint, loss};
 use safetensors::{SafeTensors, tensor::TensorView};
 
@@ -40,16 +37,6 @@ fn folder() -> PathBuf {
 fn floats(view: &TensorView) -> Vec<f64> {
     let (values, _) = view.data().as_chunks::<8>();
     values.iter().map(|&b| f64::from_le_bytes(b)).collect()
-}
-
-/// Largest difference in units of the expected values' largest.
-fn difference(found: &[f64], expected: &[f64]) -> f64 {
-    assert_eq!(found.len(), expected.len());
-    let largest = expected.iter().fold(0.0_f64, |a, b| a.max(b.abs()));
-    let pairs = found.iter().zip(expected);
-    let worst = pairs.fold(0.0_f64, |worst, (a, b)| worst.max((a - b).abs()));
-    assert!(worst.is_finite());
-    worst / largest.max(1e-12)
 }
 
 /// The variant's weights as a file with official names.
@@ -109,9 +96,6 @@ fn compare(dtype: FloatDType, values: f64, gradients: f64) {
             .iter()
             .map(|&b| i64::from_le_bytes(b) as i32)
             .collect();
-        let row = |ids: &[i32], device: &Device| -> Tensor<2, Int> {
-            Tensor::from_data(TensorData::new(ids.to_vec(), [1, ids.len()]), device)
-        };
         let forward = |device: &Device| {
             let model = checkpoint(name, &weights)
                 .into_model(&config, device, dtype)

@@ -8,7 +8,7 @@ mod stability;
 
 use burn::{
     module::{Module, ModuleMapper, Param},
-    tensor::{Device, FloatDType, Tensor, TensorData},
+    tensor::{Device, FloatDType, Int, Tensor, TensorData},
 };
 use rwkv7_core::Rwkv7Config;
 
@@ -16,156 +16,52 @@ use crate::{MetaStateConfig, MetaStateModelConfig, Oms, Removal, Scale, Side, Ss
 
 /// Every option by itself, and some together.
 fn variants() -> Vec<(&'static str, MetaStateConfig)> {
-    let base = || MetaStateConfig {
-        oms: Oms::PerHead,
-        ..MetaStateConfig::paper()
-    };
+    let base = || MetaStateConfig::paper().with_oms(Oms::PerHead);
+    let key_side = |sse| base().with_sse(sse).with_side(Side::Key);
     vec![
         ("paper", MetaStateConfig::paper()),
         ("per-head", base()),
         ("practical", MetaStateConfig::practical()),
-        (
-            "top-left",
-            MetaStateConfig {
-                sse: Sse::TopLeft(5),
-                ..base()
-            },
-        ),
-        (
-            "low-rank",
-            MetaStateConfig {
-                sse: Sse::LowRank(3),
-                ..base()
-            },
-        ),
-        (
-            "projected",
-            MetaStateConfig {
-                sse: Sse::Projected,
-                ..base()
-            },
-        ),
-        (
-            "head-mixed",
-            MetaStateConfig {
-                sse: Sse::HeadMixed,
-                ..base()
-            },
-        ),
-        (
-            "learned",
-            MetaStateConfig {
-                sse: Sse::Learned,
-                ..base()
-            },
-        ),
-        (
-            "key-side",
-            MetaStateConfig {
-                side: Side::Key,
-                ..base()
-            },
-        ),
-        (
-            "self-key",
-            MetaStateConfig {
-                removal: Removal::Own,
-                ..base()
-            },
-        ),
-        (
-            "centered",
-            MetaStateConfig {
-                center: true,
-                ..base()
-            },
-        ),
-        (
-            "constant",
-            MetaStateConfig {
-                scale: Scale::Constant(0.125),
-                ..base()
-            },
-        ),
-        (
-            "l2",
-            MetaStateConfig {
-                scale: Scale::L2,
-                ..base()
-            },
-        ),
-        (
-            "shift",
-            MetaStateConfig {
-                token_shift: true,
-                ..base()
-            },
-        ),
-        (
-            "affine",
-            MetaStateConfig {
-                norm_affine: true,
-                ..base()
-            },
-        ),
-        (
-            "detached",
-            MetaStateConfig {
-                detach_decay: true,
-                ..base()
-            },
-        ),
+        ("top-left", base().with_sse(Sse::TopLeft(5))),
+        ("low-rank", base().with_sse(Sse::LowRank(3))),
+        ("projected", base().with_sse(Sse::Projected)),
+        ("head-mixed", base().with_sse(Sse::HeadMixed)),
+        ("learned", base().with_sse(Sse::Learned)),
+        ("key-side", base().with_side(Side::Key)),
+        ("self-key", base().with_removal(Removal::Own)),
+        ("centered", base().with_center(true)),
+        ("constant", base().with_scale(Scale::Constant(0.125))),
+        ("l2", base().with_scale(Scale::L2)),
+        ("shift", base().with_token_shift(true)),
+        ("affine", base().with_norm_affine(true)),
+        ("detached", base().with_detach_decay(true)),
         (
             "combined",
-            MetaStateConfig {
-                oms: Oms::Shared,
-                sse: Sse::LowRank(3),
-                removal: Removal::Own,
-                center: true,
-                scale: Scale::L2,
-                token_shift: true,
-                norm_affine: true,
-                ..base()
-            },
+            MetaStateConfig::paper()
+                .with_sse(Sse::LowRank(3))
+                .with_removal(Removal::Own)
+                .with_center(true)
+                .with_scale(Scale::L2)
+                .with_token_shift(true)
+                .with_norm_affine(true),
         ),
         (
             "combined2",
-            MetaStateConfig {
-                sse: Sse::TopLeft(6),
-                side: Side::Key,
-                token_shift: true,
-                norm_affine: true,
-                ..base()
-            },
+            key_side(Sse::TopLeft(6))
+                .with_token_shift(true)
+                .with_norm_affine(true),
         ),
         (
             "combined3",
-            MetaStateConfig {
-                sse: Sse::LowRank(3),
-                side: Side::Key,
-                removal: Removal::Own,
-                detach_decay: true,
-                ..base()
-            },
+            key_side(Sse::LowRank(3))
+                .with_removal(Removal::Own)
+                .with_detach_decay(true),
         ),
         (
             "combined4",
-            MetaStateConfig {
-                sse: Sse::Projected,
-                side: Side::Key,
-                removal: Removal::Own,
-                ..base()
-            },
+            key_side(Sse::Projected).with_removal(Removal::Own),
         ),
-        (
-            "combined5",
-            MetaStateConfig {
-                sse: Sse::HeadMixed,
-                side: Side::Key,
-                norm_affine: true,
-                ..base()
-            },
-        ),
+        ("combined5", key_side(Sse::HeadMixed).with_norm_affine(true)),
     ]
 }
 
@@ -176,6 +72,21 @@ fn small(ffn: &MetaStateConfig) -> MetaStateModelConfig {
         ..Rwkv7Config::new(29, 3, 16)
     }
     .with_ffn(ffn.clone())
+}
+
+/// Token ids `[1, time]`.
+fn row(tokens: &[i32], device: &Device) -> Tensor<2, Int> {
+    Tensor::from_data(TensorData::new(tokens.to_vec(), [1, tokens.len()]), device)
+}
+
+/// Largest difference in units of the expected values' largest.
+fn difference(found: &[f64], expected: &[f64]) -> f64 {
+    assert_eq!(found.len(), expected.len());
+    let largest = expected.iter().fold(0.0_f64, |a, b| a.max(b.abs()));
+    let pairs = found.iter().zip(expected);
+    let worst = pairs.fold(0.0_f64, |worst, (a, b)| worst.max((a - b).abs()));
+    assert!(worst.is_finite());
+    worst / largest.max(1e-12)
 }
 
 /// Standard normal values, the same for the same seed whatever else runs.

@@ -22,7 +22,7 @@ use super::{LayerNorm, Lengths, TimeMix, TimeMixTrace, project};
 /// [`ChannelMix`](super::ChannelMix) is RWKV-7's. A layer of another crate that implements this trait gets the model around it:
 /// running state, initial values, checkpoints and training.
 pub trait ChannelMixer: Module + ModuleDisplay + 'static {
-    /// The layer's running state.
+    /// The layer's running state; `()` if it looks at one token only.
     type State: StateTensors;
 
     /// Name of the layer in checkpoints: its tensors are called `blocks.{i}.{NAME}.…`.
@@ -127,5 +127,44 @@ impl<M: ChannelMixer> Block<M> {
             att: self.att.zero_state(batch, device),
             ffn: self.ffn.zero_state(batch, device),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::{Deserialize, Serialize};
+
+    use crate::{
+        Rwkv7Config,
+        config::{ChannelMixerConfig, LayerDims},
+        init::LayerInit,
+        layers::{ChannelMix, ChannelMixConfig},
+    };
+
+    /// A layer of one's own that says nothing but how it is made.
+    #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+    struct Own(ChannelMixConfig);
+
+    impl ChannelMixerConfig for Own {
+        type Layer = ChannelMix;
+
+        const ARCHITECTURE: &'static str = "own";
+
+        fn init(&self, dims: &LayerDims, init: &LayerInit) -> ChannelMix {
+            self.0.init(dims, init)
+        }
+    }
+
+    #[test]
+    fn a_layer_that_does_not_count_itself_is_counted() {
+        let config = Rwkv7Config::new(97, 3, 128);
+        let own = config.with_ffn(Own(config.ffn.clone()));
+        assert_eq!(own.num_params(), config.num_params());
+        assert_eq!(own.num_state_values(), config.num_state_values());
+        assert!(own.validate().is_ok());
+        let declared = serde_json::json!(own.ffn);
+        assert_eq!(Own::of_checkpoint(&|_| None, Some(&declared)), Ok(own.ffn));
+        let error = Own::of_checkpoint(&|_| None, None).unwrap_err();
+        assert!(error.contains("config.json"), "{error}");
     }
 }

@@ -6,7 +6,7 @@ use rwkv7_core::config::LayerDims;
 use super::{AxisGrowth, Fill, Growable, GrowthAxes, Heads, TensorRule, at_least, copied};
 use crate::{
     ScalingError,
-    state::{grow_matrices, pad_channels},
+    state::{grow_matrices, pad, pad_channels},
 };
 
 impl Growable for MetaStateConfig {
@@ -42,38 +42,29 @@ impl Growable for MetaStateConfig {
         Ok(())
     }
 
-    fn obstacle(&self, heads: Heads) -> Option<(&'static str, &'static str)> {
-        if heads.from == heads.to {
+    fn obstacle(&self, to: &Self, axes: &GrowthAxes) -> Option<(&'static str, &'static str)> {
+        let larger = axes.heads.from != axes.heads.to;
+        let copied = larger && axes.heads.copies().is_some();
+        let padded = larger && !copied && !matches!(self.sse, Sse::TopLeft(_));
+        let l2 = self.scale == Scale::L2;
+        let reason = if copied && matches!(self.sse, Sse::TopLeft(_)) {
+            "the state's first n rows and columns are a smaller part of a larger head; grow the number of heads, or give the old \
+             head size as norm_prefix"
+        } else if copied && l2 {
+            "z of length 1 stays of length 1 in a larger head, so z msᵀ becomes smaller against the norm's epsilon; grow the number \
+             of heads, or give the old head size as norm_prefix"
+        } else if padded && self.center {
+            "z has another mean over more channels; grow the number of heads, or the head size to a multiple of the old one"
+        } else if padded && self.side == Side::Key {
+            "read along its key side, the state gives the new channels of a head something to write; grow the number of heads, or \
+             the head size to a multiple of the old one"
+        } else if l2 && to.oms == Oms::Shared && axes.new_heads > 0 {
+            "a new head reads rounding errors, which `l2` makes as long as every other z, and the W_oms of all heads writes them; \
+             give each head its own W_oms: {\"ffn\": {\"oms\": \"per-head\"}}"
+        } else {
             return None;
-        }
-        let copies = heads.copies().is_some();
-        match self {
-            Self {
-                sse: Sse::TopLeft(_),
-                ..
-            } if copies => Some((
-                "W_oms",
-                "the state's first n rows and columns are a smaller part of a larger head",
-            )),
-            Self {
-                scale: Scale::L2, ..
-            } if copies => Some((
-                "W_oms",
-                "z of length 1 stays of length 1 in a larger head, so z msᵀ becomes smaller against the norm's epsilon",
-            )),
-            Self { center: true, .. } if !copies => {
-                Some(("W_oms", "z has another mean over more channels"))
-            }
-            Self {
-                side: Side::Key,
-                sse,
-                ..
-            } if !copies && *sse != Sse::Learned => Some((
-                "W_oms",
-                "read along its key side, the state gives the new channels of a head something to write",
-            )),
-            _ => None,
-        }
+        };
+        Some(("W_oms", reason))
     }
 
     fn rule(&self, to: &Self, name: &str, axes: &GrowthAxes) -> TensorRule {
@@ -101,6 +92,10 @@ impl Growable for MetaStateConfig {
             "W_in" => TensorRule::Identity,
             "mix" => TensorRule::grow([Fill::Initial.into(), Fill::Initial.into()]),
             "W_sse" => TensorRule::grow([random(), random(), axes.within(Fill::COPY)]),
+            // n channels a head, whatever the head size is.
+            "ln.weight" | "ln.bias" if matches!(self.sse, Sse::TopLeft(_)) => {
+                TensorRule::grow([Fill::Initial.into()])
+            }
             "ln.weight" | "ln.bias" => {
                 TensorRule::grow([axes.inner(Fill::Initial, copied(axes, Fill::Initial))])
             }
@@ -118,8 +113,12 @@ impl Growable for MetaStateConfig {
 
     fn grow_state(&self, state: MetaStateState, heads: Heads, to: &LayerDims) -> MetaStateState {
         let scale = self.input_scale(heads);
+        let ms = state.ms * scale.powi(2);
         MetaStateState {
-            ms: grow_matrices(state.ms * scale.powi(2), heads, to),
+            ms: match self.sse {
+                Sse::TopLeft(_) => pad(ms, 1, to.n_head()),
+                _ => grow_matrices(ms, heads, to),
+            },
             shift: state
                 .shift
                 .map(|shift| pad_channels(shift * scale, heads, to)),

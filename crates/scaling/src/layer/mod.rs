@@ -24,14 +24,19 @@ pub trait Growable: ChannelMixerConfig {
     /// [`ScalingError`] names the field.
     fn check(&self, to: &Self) -> Result<(), ScalingError>;
 
-    /// The tensor that cannot grow without changing what the layer computes, and the reason; none if there is no such tensor.
-    fn obstacle(&self, heads: Heads) -> Option<(&'static str, &'static str)>;
+    /// The tensor that cannot grow to `to` without changing what the layer computes, with the reason and the remedy. The default is
+    /// none.
+    fn obstacle(&self, _to: &Self, _axes: &GrowthAxes) -> Option<(&'static str, &'static str)> {
+        None
+    }
 
     /// The rule for the tensor called `name` within the layer; `to` is the larger layer's configuration.
     fn rule(&self, to: &Self, name: &str, axes: &GrowthAxes) -> TensorRule;
 
-    /// Factor on the layer's normalised input.
-    fn input_scale(&self, heads: Heads) -> f64;
+    /// Factor on the layer's normalised input; 1 by default.
+    fn input_scale(&self, _heads: Heads) -> f64 {
+        1.0
+    }
 
     /// The layer's state in a model of these larger dimensions.
     fn grow_state(
@@ -214,6 +219,8 @@ pub struct GrowthAxes {
     pub heads: Heads,
     /// Number of heads of the smaller model.
     pub old_heads: usize,
+    /// Number of heads that the larger model has more.
+    pub new_heads: usize,
 }
 
 impl GrowthAxes {

@@ -14,10 +14,6 @@ impl Growable for ChannelMixConfig {
         at_least("ffn_size", self.ffn_size, to.ffn_size)
     }
 
-    fn obstacle(&self, _heads: Heads) -> Option<(&'static str, &'static str)> {
-        None
-    }
-
     fn rule(&self, _to: &Self, name: &str, axes: &GrowthAxes) -> TensorRule {
         let random = || Fill::Random.into();
         match name {
@@ -28,10 +24,6 @@ impl Growable for ChannelMixConfig {
             }
             other => unreachable!("no tensor of channel mixing is called {other}"),
         }
-    }
-
-    fn input_scale(&self, _heads: Heads) -> f64 {
-        1.0
     }
 
     fn grow_state(&self, state: ChannelMixState, heads: Heads, to: &LayerDims) -> ChannelMixState {

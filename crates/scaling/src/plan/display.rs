@@ -50,7 +50,7 @@ impl<S> fmt::Display for Plan<S> {
             }
             writeln!(out)?;
         }
-        if let Some((tensor, reason)) = self.obstacle.filter(|_| !self.method.is_naive()) {
+        if let Some((tensor, reason)) = self.obstacle.as_ref().filter(|_| !self.method.is_naive()) {
             writeln!(out, "not exact: {tensor}: {reason}")?;
         }
         Ok(())

@@ -46,7 +46,7 @@ impl Method {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Embedding {
-    /// The embedding keeps its width, and a new matrix `blocks.0.lift` leads to the new one.
+    /// The embedding keeps its width, and a new matrix `blocks.0.lift.weight` leads to the new one.
     #[default]
     Lift,
     /// The embedding becomes wider. Its new channels come in pairs of opposite sign, so that the norm's output is exact. All tensors
@@ -122,7 +122,7 @@ pub struct Plan<S> {
     /// One step for every tensor of the larger model.
     pub steps: Vec<Step>,
     /// The tensor that keeps a lossless growth from being exact, and the reason.
-    pub obstacle: Option<(&'static str, &'static str)>,
+    pub obstacle: Option<(&'static str, String)>,
     paired: bool,
 }
 
@@ -153,14 +153,13 @@ impl<S: Growable> Plan<S> {
         if paired {
             check_paired(from, &to, method)?;
         }
-        let heads = heads(from, &to);
-        let obstacle = match heads.copies() {
-            None if !heads.outside_norms => Some((
-                "att.ln_x",
-                "norms are taken over each head, so a head of other channels computes something else unless they are copies of \
-                 the old ones: grow the number of heads, or the head size by 2 or 4, or give the old head size as norm_prefix",
-            )),
-            _ => from.ffn.obstacle(heads),
+        let axes = axes(from, &to);
+        let obstacle = match axes.heads.copies() {
+            None if !axes.heads.outside_norms => Some(("att.ln_x", other_heads(from.head_size))),
+            _ => from
+                .ffn
+                .obstacle(&to.ffn, &axes)
+                .map(|(tensor, reason)| (tensor, reason.into())),
         };
         let blocks = blocks(from.n_layer, to.n_layer, method);
         let mut plan = Self {
@@ -220,10 +219,10 @@ impl<S: Growable> Plan<S> {
     /// The steps for the current [`blocks`](Self::blocks).
     fn steps(&self) -> Vec<Step> {
         let old = checkpoint::expected_tensors(&self.from);
-        let heads = heads(&self.from, &self.to);
+        let axes = axes(&self.from, &self.to);
         checkpoint::expected_tensors(&self.to)
             .into_iter()
-            .map(|(name, shape)| self.step(&old, heads, name, shape))
+            .map(|(name, shape)| self.step(&old, &axes, name, shape))
             .collect()
     }
 
@@ -237,87 +236,97 @@ impl<S: Growable> Plan<S> {
             Some((tensor, reason)) if !self.method.is_naive() => {
                 Err(ScalingError::NotExact { tensor, reason })
             }
-            _ => Ok(self),
+            obstacle => Ok(Self { obstacle, ..self }),
         }
     }
 
     /// c = √(C'/C), the factor on the residual stream.
     pub fn scale(&self) -> f64 {
-        (self.to.n_embd as f64 / self.from.n_embd as f64).sqrt()
+        axes(&self.from, &self.to).scale
     }
 
     fn step(
         &self,
         old: &BTreeMap<String, Vec<usize>>,
-        heads: Heads,
+        axes: &GrowthAxes,
         name: String,
         to: Vec<usize>,
     ) -> Step {
-        let paired = self.paired;
-        let axes = GrowthAxes {
-            scale: self.scale(),
-            heads,
-            old_heads: self.from.n_embd / self.from.head_size,
+        let (block, part) = match in_block(&name) {
+            Some((block, part)) => (Some(block), part),
+            None => (None, name.as_str()),
         };
-        let fresh = |name: String, to: Vec<usize>, rule| Step {
-            name,
-            source: None,
-            from: Vec::new(),
-            to,
-            rule,
-            heads,
-            is_copy: false,
+        // None for a new block.
+        let source = match block.map(|block| self.blocks[block]) {
+            None => Some(name.clone()),
+            Some(source) => source.map(|source| format!("blocks.{source}.{part}")),
         };
-        let (source, rule, is_copy) = match in_block(&name) {
-            None if paired && name == "emb.weight" => (name.clone(), TensorRule::Paired, false),
-            None => (name.clone(), layer::rule(&self.from, &name, &axes), false),
-            Some((block, part)) => {
-                let Some(Some(source)) = self.blocks.get(block) else {
-                    let first = ["att.w1", "att.a1", "att.v1", "att.g1"].contains(&part);
-                    return fresh(
-                        name,
-                        to,
-                        if first {
-                            TensorRule::Small
-                        } else {
-                            TensorRule::Fresh
-                        },
-                    );
-                };
-                let prefix = format!("{}.", S::Layer::NAME);
-                let rule = match part.strip_prefix(&prefix) {
-                    Some(inner) => self.from.ffn.rule(&self.to.ffn, inner, &axes),
-                    None if paired && part.starts_with("ln0.") => TensorRule::Paired,
-                    None => layer::rule(&self.from, part, &axes),
-                };
-                let is_copy = self.blocks[..block].contains(&Some(*source));
-                (format!("blocks.{source}.{part}"), rule, is_copy)
-            }
+        let rule = match &source {
+            Some(_) => self.rule(part, axes),
+            None if FIRST_FACTORS.contains(&part) => TensorRule::Small,
+            None => TensorRule::Fresh,
         };
         let long = to.iter().filter(|&&length| length > 1).count();
         let rule = match self.method {
             Method::Lossless | Method::Stack => rule,
             Method::Paper => layer::paper(rule),
-            Method::PaperRandom => layer::paper_random(rule, &name),
+            Method::PaperRandom => layer::paper_random(rule, part),
             Method::ShrinkPerturb => layer::shrink_perturb(rule, long < 2),
         };
-        match old.get(&source) {
-            Some(shape) => Step {
-                name,
-                source: Some(source),
-                from: shape.clone(),
-                to,
-                rule,
-                heads,
-                is_copy,
-            },
-            None if matches!(rule, TensorRule::Lift | TensorRule::Identity) => {
-                fresh(name, to, rule)
-            }
+        let source = source.and_then(|source| old.get_key_value(&source));
+        let rule = match (source, rule) {
             // A copy of block 0, which has no value residual.
-            None => fresh(name, to, TensorRule::Fresh),
+            (None, TensorRule::Grow { .. }) => TensorRule::Fresh,
+            (_, rule) => rule,
+        };
+        let is_copy = block.is_some_and(|block| self.blocks[..block].contains(&self.blocks[block]));
+        Step {
+            source: source.map(|(name, _)| name.clone()),
+            from: source.map(|(_, shape)| shape.clone()).unwrap_or_default(),
+            is_copy: is_copy && source.is_some(),
+            name,
+            to,
+            rule,
+            heads: axes.heads,
         }
     }
+
+    /// The exact rule for a tensor that is not of a new block, by its name in its block or in the model.
+    fn rule(&self, part: &str, axes: &GrowthAxes) -> TensorRule {
+        let mixer = part
+            .split_once('.')
+            .filter(|(layer, _)| *layer == S::Layer::NAME);
+        match mixer {
+            _ if self.paired && ["emb.weight", "ln0.weight", "ln0.bias"].contains(&part) => {
+                TensorRule::Paired
+            }
+            Some((_, inner)) => self.from.ffn.rule(&self.to.ffn, inner, axes),
+            None => layer::rule(&self.from, part, axes),
+        }
+    }
+}
+
+/// The first factors of low-rank products. Their initial value of zero would keep the rest of a new block waiting.
+const FIRST_FACTORS: [&str; 4] = ["att.w1", "att.a1", "att.v1", "att.g1"];
+
+/// The axes of this growth.
+fn axes<S: Growable>(from: &Rwkv7Config<S>, to: &Rwkv7Config<S>) -> GrowthAxes {
+    GrowthAxes {
+        scale: (to.n_embd as f64 / from.n_embd as f64).sqrt(),
+        heads: heads(from, to),
+        old_heads: from.n_head(),
+        new_heads: to.n_head() - from.n_head(),
+    }
+}
+
+/// Why heads of another size are not exact, and the sizes that are.
+fn other_heads(size: usize) -> String {
+    format!(
+        "norms are taken over each head, so a head of other channels computes something else unless they are copies of the old ones: \
+         grow the number of heads, or the head size to {}, {} or another multiple of {size}, or give \"norm_prefix\": {size}",
+        2 * size,
+        3 * size
+    )
 }
 
 /// The head sizes of this growth.

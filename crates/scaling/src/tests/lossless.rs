@@ -1,26 +1,126 @@
 //! Lossless growth, the plan in words, refusals, and gradients of new entries.
 
+use burn::tensor::DType;
+
 use super::*;
-use crate::{ScalingError, plan::heads};
+use crate::ScalingError;
+
+/// A hundred random growths, each in f64 and in f32.
+fn lose_nothing<S: Growable>(plan: impl Fn(u64) -> Plan<S>) {
+    for seed in 0..100 {
+        let plan = plan(seed);
+        for (dtype, tolerance) in [(FloatDType::F64, 1e-10), (FloatDType::F32, 1e-4)] {
+            let found = Pair::of_plan(plan.clone(), dtype, seed).difference();
+            assert!(
+                found < tolerance,
+                "{:?} to {:?}: {found:e}",
+                plan.from,
+                plan.to
+            );
+        }
+    }
+}
 
 #[test]
-fn two_hundred_random_growths_lose_nothing() {
-    for seed in 0..100 {
+fn random_growths_of_rwkv7_lose_nothing() {
+    lose_nothing(|seed| {
         let (from, to) = random_plan(seed);
-        for (dtype, tolerance) in [(FloatDType::F64, 1e-10), (FloatDType::F32, 1e-4)] {
-            let rwkv7 = Pair::new(&from, &to, Method::Lossless, dtype, seed).difference();
-            assert!(rwkv7 < tolerance, "{from:?} to {to:?}: {rwkv7:e}");
-            let mixers = mixers();
-            let mixer = &mixers[seed as usize % mixers.len()];
-            let (from, mut to) = (from.with_ffn(mixer.clone()), to.with_ffn(mixer.clone()));
-            if mixer.obstacle(heads(&from, &to)).is_some() {
-                to.n_embd = to.n_head() * from.head_size;
-                to.head_size = from.head_size;
-                to.norm_prefix = None;
-            }
-            let found = Pair::new(&from, &to, Method::Lossless, dtype, seed).difference();
-            assert!(found < tolerance, "{from:?} to {to:?}: {found:e}");
+        plan(&from, &to, Method::Lossless)
+    });
+}
+
+#[test]
+fn random_growths_of_meta_state_with_any_options_lose_nothing() {
+    lose_nothing(|seed| {
+        let (from, to) = random_plan(seed);
+        let [mixer, larger] = random_mixer(seed);
+        exact_part(&from.with_ffn(mixer), to.with_ffn(larger))
+    });
+}
+
+/// The layer norm of `top-left` has n channels a head, whatever the head size is.
+#[test]
+fn a_norm_of_the_first_channels_grows_by_its_own_size() {
+    for n in [5, 8] {
+        for (head_size, heads, norm_prefix) in [(8, 3, None), (11, 2, Some(8)), (11, 4, Some(8))] {
+            let mixer = MetaStateConfig {
+                sse: Sse::TopLeft(n),
+                norm_affine: true,
+                ..MetaStateConfig::practical()
+            };
+            let from = base(2, 2).with_ffn(mixer);
+            let to = Rwkv7Config {
+                head_size,
+                n_embd: head_size * heads,
+                norm_prefix,
+                ..from.clone()
+            };
+            let plan = plan(&from, &to, Method::Lossless).exact().unwrap();
+            let found = Pair::of_plan(plan, FloatDType::F64, 1).difference();
+            assert!(
+                found < 1e-10,
+                "n = {n} to {heads} heads of {head_size}: {found:e}"
+            );
         }
+    }
+}
+
+/// A new head reads rounding errors. `l2` would make them as long as every other z.
+#[test]
+fn new_heads_of_l2_need_a_w_oms_of_their_own() {
+    let l2 = |oms| MetaStateConfig {
+        oms,
+        scale: Scale::L2,
+        ..MetaStateConfig::paper()
+    };
+    let from = base(2, 2).with_ffn(l2(Oms::Shared));
+    let shared = base(2, 3).with_ffn(l2(Oms::Shared));
+    let refused = plan(&from, &shared, Method::Lossless).exact().unwrap_err();
+    let message = refused.to_string();
+    assert!(
+        message.contains("W_oms") && message.contains("per-head"),
+        "{message}"
+    );
+    let deeper = base(4, 2).with_ffn(l2(Oms::Shared));
+    let own = base(4, 3).with_ffn(l2(Oms::PerHead));
+    for to in [deeper, own] {
+        let plan = plan(&from, &to, Method::Lossless).exact().unwrap();
+        let found = Pair::of_plan(plan, FloatDType::F32, 1).difference();
+        assert!(found < 1e-4, "{found:e}");
+    }
+}
+
+#[test]
+fn numbers_that_are_not_finite_are_never_written() {
+    let config = base(1, 2);
+    let plan = plan(&config, &base(1, 3), Method::Lossless);
+    let device = Device::default();
+    let refused = |value: f32, dtype: DType| -> String {
+        let mut model = config.init_seeded(&device, 1);
+        model.head.weight = model
+            .head
+            .weight
+            .map(|weight| weight.mul_scalar(0.0).add_scalar(value));
+        let source = Checkpoint::of_model(&config, &model);
+        let folder = tempfile::tempdir().unwrap();
+        let output = folder.path().join("x.safetensors");
+        let growth = Growth::new(&plan).dtype(Some(dtype));
+        let error = growth.run(source, &output).unwrap_err();
+        assert_eq!(folder.path().read_dir().unwrap().count(), 0);
+        assert!(matches!(error, ScalingError::NotFinite { .. }), "{error}");
+        error.to_string()
+    };
+    let large = refused(7e4, DType::F16);
+    assert!(
+        large.contains("head.weight") && large.contains("f16") && large.contains("too large"),
+        "{large}"
+    );
+    for value in [f32::NAN, f32::INFINITY] {
+        let damaged = refused(value, DType::F32);
+        assert!(
+            damaged.contains("head.weight") && damaged.contains("diverged"),
+            "{damaged}"
+        );
     }
 }
 

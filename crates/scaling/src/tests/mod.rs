@@ -122,17 +122,87 @@ impl<S: Growable> Pair<S> {
     }
 }
 
+/// A random Meta-State layer with any choice of every option, and the one that it grows into.
+fn random_mixer(seed: u64) -> [MetaStateConfig; 2] {
+    let pick = |place: u64, below| pick(seed, 100 + place, below);
+    let from = MetaStateConfig {
+        oms: [Oms::Shared, Oms::PerHead][pick(0, 2)],
+        sse: [
+            Sse::State,
+            Sse::TopLeft(5),
+            Sse::TopLeft(8),
+            Sse::LowRank(3),
+            Sse::Projected,
+            Sse::HeadMixed,
+            Sse::Learned,
+        ][pick(1, 7)],
+        side: [Side::Value, Side::Key][pick(2, 2)],
+        removal: [Removal::TimeMix, Removal::Own][pick(3, 2)],
+        center: pick(4, 2) == 0,
+        scale: [Scale::None, Scale::Constant(1.0 / 16.0), Scale::L2][pick(5, 3)],
+        token_shift: pick(6, 2) == 0,
+        norm_affine: pick(7, 2) == 0,
+        detach_decay: pick(8, 2) == 0,
+        norm_eps: [1e-5, 1.0][pick(9, 2)],
+    };
+    let side = match from.sse {
+        Sse::Learned => Side::Value,
+        _ => from.side,
+    };
+    let from = MetaStateConfig { side, ..from };
+    let to = MetaStateConfig {
+        oms: [from.oms, Oms::PerHead][pick(10, 2)],
+        sse: match from.sse {
+            Sse::LowRank(rank) => Sse::LowRank(rank + pick(11, 3)),
+            Sse::State if pick(11, 3) == 0 => Sse::Projected,
+            other => other,
+        },
+        ..from.clone()
+    };
+    [from, to]
+}
+
+/// The growth to `to`, or to the part of it that is exact: without larger heads, and with a W_oms for each head.
+fn exact_part(
+    from: &Rwkv7Config<MetaStateConfig>,
+    to: Rwkv7Config<MetaStateConfig>,
+) -> Plan<MetaStateConfig> {
+    let same_heads = Rwkv7Config {
+        n_embd: to.n_head() * from.head_size,
+        head_size: from.head_size,
+        norm_prefix: from.norm_prefix,
+        ..to.clone()
+    };
+    let per_head = same_heads.with_ffn(MetaStateConfig {
+        oms: Oms::PerHead,
+        ..to.ffn.clone()
+    });
+    let mut targets = [to, same_heads, per_head].into_iter();
+    targets
+        .find_map(|to| plan(from, &to, Method::Lossless).exact().ok())
+        .unwrap()
+}
+
 /// A number from 0 to `below - 1` that seed and place decide.
 fn pick(seed: u64, place: u64, below: usize) -> usize {
     (normal_at(seed, place).abs() * 1e6) as usize % below
 }
 
-/// A random growth of RWKV-7: some dimensions stay, others grow by any ratio, heads by copies or outside of the norms.
+/// A random growth of RWKV-7: some dimensions stay, others grow by any ratio, heads by copies or outside of the norms. Some models
+/// have heads of 11 whose norms are taken over 8 channels, as after an earlier growth.
 fn random_plan(seed: u64) -> (Rwkv7Config, Rwkv7Config) {
     let pick = |place, below| pick(seed, place, below);
-    let from = base(1 + pick(0, 3), 1 + pick(1, 3));
-    let head_size = [8, 8, 16, 32, 11, 16][pick(10, 6)];
-    let outside_norms = head_size == 11 || pick(11, 2) == 0;
+    let mut from = base(1 + pick(0, 3), 1 + pick(1, 3));
+    let grown_before = pick(12, 4) == 0;
+    if grown_before {
+        (from.n_embd, from.head_size) = (11 * from.n_head(), 11);
+        from.norm_prefix = Some(8);
+    }
+    let head_size = match grown_before {
+        true => [11, 11, 22, 13, 33, 16][pick(10, 6)],
+        false => [8, 8, 16, 24, 11, 16][pick(10, 6)],
+    };
+    let outside_norms = grown_before || head_size == 11 || pick(11, 2) == 0;
     let to = Rwkv7Config {
         vocab_size: VOCAB + pick(2, 2) * 5,
         n_layer: from.n_layer + pick(3, 4),
@@ -153,51 +223,27 @@ fn random_plan(seed: u64) -> (Rwkv7Config, Rwkv7Config) {
 
 /// The choices of the Meta-State layer that growth has to do with.
 fn mixers() -> Vec<MetaStateConfig> {
-    let base = || MetaStateConfig {
-        side: Side::Value,
-        removal: Removal::TimeMix,
-        ..MetaStateConfig::practical()
+    let practical = MetaStateConfig::practical;
+    let base = || {
+        practical()
+            .with_side(Side::Value)
+            .with_removal(Removal::TimeMix)
     };
     vec![
         MetaStateConfig::paper(),
-        MetaStateConfig::practical(),
+        practical(),
         base(),
-        MetaStateConfig {
-            token_shift: true,
-            norm_affine: true,
-            ..base()
-        },
-        MetaStateConfig {
-            removal: Removal::Own,
-            scale: Scale::L2,
-            ..base()
-        },
-        MetaStateConfig {
-            oms: Oms::Shared,
-            center: true,
-            side: Side::Key,
-            ..base()
-        },
-        MetaStateConfig {
-            sse: Sse::LowRank(3),
-            ..base()
-        },
-        MetaStateConfig {
-            sse: Sse::HeadMixed,
-            ..base()
-        },
-        MetaStateConfig {
-            sse: Sse::Projected,
-            ..MetaStateConfig::practical()
-        },
-        MetaStateConfig {
-            sse: Sse::Learned,
-            ..base()
-        },
-        MetaStateConfig {
-            sse: Sse::TopLeft(5),
-            ..base()
-        },
+        base().with_token_shift(true).with_norm_affine(true),
+        base().with_removal(Removal::Own).with_scale(Scale::L2),
+        base()
+            .with_oms(Oms::Shared)
+            .with_center(true)
+            .with_side(Side::Key),
+        base().with_sse(Sse::LowRank(3)),
+        base().with_sse(Sse::HeadMixed),
+        practical().with_sse(Sse::Projected),
+        base().with_sse(Sse::Learned),
+        base().with_sse(Sse::TopLeft(5)),
     ]
 }
 

@@ -42,7 +42,8 @@ fn moments<S: Growable>(
 
 #[test]
 fn adams_moments_grow_with_the_parameters() {
-    fn check<S: Growable>(from: &Rwkv7Config<S>, to: &Rwkv7Config<S>, writer: &str) {
+    /// `same` names tensors that keep the size of their old entries.
+    fn check<S: Growable>(from: &Rwkv7Config<S>, to: &Rwkv7Config<S>, same: &[&str]) {
         let device = Device::default().autodiff();
         let mut optimizer = OptimizerConfig::default().init();
         let start = shaken(from.init_seeded(&Device::default(), 1), 1, FloatDType::F32);
@@ -57,7 +58,12 @@ fn adams_moments_grow_with_the_parameters() {
         let mut grown = OptimizerConfig::default().init().load_record(record);
 
         let scale = plan.scale() as f32;
-        for (name, scale) in [(writer, scale), ("blocks.0.ln1.weight", 1.0 / scale)] {
+        let scaled = [
+            ("blocks.0.att.output.weight", scale),
+            ("blocks.0.ln1.weight", 1.0 / scale),
+        ];
+        let same = same.iter().map(|name| (*name, 1.0));
+        for (name, scale) in scaled.into_iter().chain(same) {
             let old = moments::<S>(&small, &optimizer, name);
             let new = moments::<S>(&large, &grown, name);
             for (order, (old, new)) in (1..).zip(old.into_iter().zip(new)) {
@@ -117,11 +123,14 @@ fn adams_moments_grow_with_the_parameters() {
         );
     }
     let (from, to) = (base(1, 2), base(2, 3));
-    check(&from, &to, "blocks.0.att.output.weight");
-    let mixer = MetaStateConfig::practical();
-    check(
-        &from.with_ffn(mixer.clone()),
-        &to.with_ffn(mixer),
-        "blocks.0.att.output.weight",
-    );
+    check(&from, &to, &[]);
+    let first = MetaStateConfig {
+        sse: Sse::TopLeft(5),
+        norm_affine: true,
+        ..MetaStateConfig::practical()
+    };
+    let norm = ["blocks.0.ms.ln.weight", "blocks.0.ms.ln.bias"];
+    for (mixer, same) in [(MetaStateConfig::practical(), &[][..]), (first, &norm)] {
+        check(&from.with_ffn(mixer.clone()), &to.with_ffn(mixer), same);
+    }
 }
