@@ -1,9 +1,10 @@
 //! Checks and measurements for people who work on this repository: `cargo xtask ci`, `cargo xtask bench`,
-//! `cargo xtask study`, `cargo xtask growth`.
+//! `cargo xtask study`, `cargo xtask growth`, `cargo xtask gpu`.
 
 #![allow(clippy::print_stderr)]
 
 mod bench;
+mod gpu;
 mod study;
 
 use std::{
@@ -34,6 +35,8 @@ enum Task {
     Study(study::MetaState),
     /// Trains small models that grow, and compares them with large ones from scratch.
     Growth(study::Growth),
+    /// Builds what a machine with a GPU needs into one folder, with one script that tests, times and trains.
+    Gpu(gpu::Gpu),
 }
 
 /// A check: its name, the environment that it needs, its command.
@@ -121,6 +124,7 @@ fn main() -> ExitCode {
         Task::Bench(bench) => bench.run(),
         Task::Study(study) => study.run(),
         Task::Growth(growth) => growth.run(),
+        Task::Gpu(gpu) => gpu.run(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

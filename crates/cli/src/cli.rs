@@ -41,6 +41,8 @@ pub enum Command {
     Grow(Grow),
     /// List the models that have a name.
     Models(Models),
+    /// List the devices of this machine and what each supports.
+    Devices(Devices),
 }
 
 /// The device of a command.
@@ -298,6 +300,16 @@ pub struct Inspect {
     /// Print one JSON object.
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Args)]
+pub struct Devices {
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
+    /// Open this device here and print what it supports.
+    #[arg(long, value_name = "NAME", hide = true)]
+    pub describe: Option<String>,
 }
 
 #[derive(Args)]

@@ -23,6 +23,7 @@
 //! | [`ops`] | the WKV-7 recurrence and the other operations with hand-written gradients |
 //! | [`init`], [`optimizer`], [`loss`] | initial values, parameter groups and losses of the official training code |
 //! | [`precision`] | products with the weight matrices in f32 or bf16 |
+//! | [`device`] | compiled kernels that are kept, what a device supports, errors of devices |
 //! | [`checkpoint`] | official `.pth` files, safetensors, Burn records, state files |
 //! | [`tokenizer`], [`sampling`], [`generate`] | text, the choice of the next token, and [`Generator`] |
 //!
@@ -42,6 +43,7 @@
 #[cfg(feature = "checkpoint")]
 pub mod checkpoint;
 pub mod config;
+pub mod device;
 #[cfg(feature = "text")]
 pub mod generate;
 pub mod init;

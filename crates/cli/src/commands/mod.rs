@@ -1,6 +1,7 @@
 //! One module a command.
 
 mod convert;
+mod devices;
 mod eval;
 mod generate;
 mod grow;
@@ -24,6 +25,7 @@ pub fn run(command: Command) -> Outcome {
         Command::Inspect(args) => inspect::run(args),
         Command::Grow(args) => grow::run(args),
         Command::Models(args) => models::run(args),
+        Command::Devices(args) => devices::run(args),
     }
 }
 

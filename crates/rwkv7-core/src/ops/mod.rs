@@ -27,6 +27,7 @@ mod cpu;
 mod dtype;
 #[cfg(feature = "gpu")]
 mod gpu;
+mod in_words;
 mod multi_output;
 pub mod reference;
 mod wkv7;
@@ -52,6 +53,7 @@ use backends::{
 };
 
 pub use dtype::{narrow, widen};
+pub(crate) use in_words::recurrence_in_words;
 pub(crate) use reference::prefix_norm;
 pub use reference::unit;
 pub(crate) use wkv7::with_narrow_keys;
