@@ -227,3 +227,136 @@ fn products_in_bf16_are_close_or_refused() {
         assert!(d < 0.1, "{d}");
     }
 }
+
+/// What the program prints: standard output and standard error.
+fn metastate(folder: &Path, args: &[&str], environment: &[(&str, &str)]) -> (String, String) {
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_metastate"))
+        .args(args)
+        .current_dir(folder)
+        .env("XDG_CACHE_HOME", folder.join("cache"))
+        .envs(environment.iter().copied())
+        .output()
+        .unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (text(output.stdout), text(output.stderr))
+}
+
+/// The name of a backend that is compiled in and asked for.
+fn backend() -> String {
+    std::env::var("BURN_DEVICE").unwrap_or_else(|_| "wgpu".into())
+}
+
+#[test]
+fn every_adapter_is_listed_with_what_it_supports() {
+    if gpu().is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let (found, error) = metastate(folder.path(), &["devices", "--json"], &[]);
+    let found: serde_json::Value = serde_json::from_str(&found).expect(&error);
+    let device = |name: &str| {
+        let mut devices = found["devices"].as_array().unwrap().iter();
+        devices.find(|device| device["device"] == name).unwrap()
+    };
+    let gpu = &device(&format!("{}:0", backend()))["supports"];
+    assert_eq!(gpu["recurrence"], "custom operation", "{found}");
+    assert!(gpu["largest_tensor"].as_u64().unwrap() > 1 << 20);
+    assert_eq!(device("flex")["supports"]["runtime"], "flex");
+    assert_eq!(found["kernels"]["kept"], true, "{found}");
+}
+
+/// A user's own configuration of CubeCL decides.
+#[test]
+fn kernels_are_kept_unless_a_file_says_no() {
+    // Without a driver there is nothing to describe, which is fast.
+    let no_adapters = [
+        ("VK_DRIVER_FILES", "none"),
+        ("VK_ICD_FILENAMES", "none"),
+        ("WGPU_BACKEND", "none"),
+    ];
+    let kernels = |file: &str, text: &str| {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join(file), text).unwrap();
+        let (found, error) = metastate(folder.path(), &["devices", "--json"], &no_adapters);
+        let found: serde_json::Value = serde_json::from_str(&found).expect(&error);
+        found["kernels"].clone()
+    };
+    let kept = kernels("cubecl.toml", "[autotune]\nlevel = \"minimal\"\n");
+    assert_eq!(kept["kept"], true);
+    assert!(kept["file"].as_str().unwrap().ends_with("default.db"));
+    for (file, text) in [
+        ("cubecl.toml", "[compilation]\ncache = false\n"),
+        ("burn.toml", "[cubecl.compilation]\ncache = false\n"),
+    ] {
+        let refused = kernels(file, text);
+        assert_eq!(refused["kept"], false, "{file}");
+        assert!(refused["reason"].as_str().unwrap().contains("cubecl.toml"));
+    }
+    let elsewhere = kernels(
+        "cubecl.toml",
+        "[environment]\nname = \"other\"\npath = \"local\"\n",
+    );
+    let file = elsewhere["file"].as_str().unwrap();
+    assert!(
+        file.ends_with("other.db") && !file.contains("cache"),
+        "{file}"
+    );
+}
+
+#[test]
+fn a_device_that_is_not_there_says_which_are() {
+    if gpu().is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let name = format!("{}:99", backend());
+    let (_, error) = metastate(folder.path(), &["train", "--device", &name], &[]);
+    let first = format!("there is {}:0 (", backend());
+    assert!(
+        error.contains("no such adapter") && error.contains(&first),
+        "{error}"
+    );
+}
+
+/// The message of a driver, never that of the channel to its thread.
+#[cfg(feature = "wgpu")]
+#[test]
+fn a_missing_driver_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let hidden = [("CUBECL_WGPU_DEFAULT_DEVICE", "DiscreteGpu(7)")];
+    let (_, error) = metastate(folder.path(), &["train", "--device", "wgpu"], &hidden);
+    assert!(error.contains("device `wgpu` cannot be used"), "{error}");
+    assert!(error.contains("metastate devices"), "{error}");
+    assert!(
+        !error.contains("RecvError") && !error.contains("panicked"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_tensor_over_the_limit_of_the_device_is_an_error() {
+    use rwkv7_core::device::{DeviceFailure, Support, watch};
+
+    let Some(device) = gpu() else { return };
+    let Some(largest) = Support::of(&device).largest_tensor else {
+        return;
+    };
+    let values = largest as usize / 4 + 4096;
+    let failure = watch(|| {
+        Tensor::<1>::zeros([values], &device)
+            .slice([0..2])
+            .into_data()
+    });
+    assert!(
+        matches!(
+            failure,
+            Err(DeviceFailure::TensorTooLarge { .. } | DeviceFailure::OutOfMemory { .. })
+        ),
+        "{failure:?}"
+    );
+    // The device goes on.
+    assert_eq!(
+        Tensor::<1>::ones([2], &device).sum().into_scalar::<f32>(),
+        2.0
+    );
+}

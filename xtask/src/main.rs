@@ -1,9 +1,10 @@
 //! Checks and measurements for people who work on this repository: `cargo xtask ci`, `cargo xtask bench`,
-//! `cargo xtask study`, `cargo xtask growth`, `cargo xtask fuzz`.
+//! `cargo xtask study`, `cargo xtask growth`, `cargo xtask fuzz`, `cargo xtask gpu`.
 
 #![allow(clippy::print_stderr)]
 
 mod bench;
+mod gpu;
 mod study;
 
 use std::{
@@ -40,6 +41,8 @@ enum Task {
         #[arg(default_value_t = 100_000)]
         files: usize,
     },
+    /// Builds what a machine with a GPU needs into one folder, with one script that tests, times and trains.
+    Gpu(gpu::Gpu),
 }
 
 /// A check: its name, the environment that it needs, its command.
@@ -124,6 +127,7 @@ fn main() -> ExitCode {
         Task::Study(study) => study.run(),
         Task::Growth(growth) => growth.run(),
         Task::Fuzz { files } => return fuzz(files),
+        Task::Gpu(gpu) => gpu.run(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

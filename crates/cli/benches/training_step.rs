@@ -3,6 +3,10 @@
 
 #[path = "../src/device.rs"]
 mod device;
+// The bench reports no progress.
+#[allow(dead_code)]
+#[path = "../src/kernels.rs"]
+mod kernels;
 #[path = "../src/memory.rs"]
 mod memory;
 

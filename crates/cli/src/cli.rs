@@ -43,6 +43,8 @@ pub enum Command {
     Models(Models),
     /// Show or clear the folder of tokenized texts.
     Cache(Cache),
+    /// List the devices of this machine and what each supports.
+    Devices(Devices),
 }
 
 /// The device of a command.
@@ -300,6 +302,16 @@ pub struct Inspect {
     /// Print one JSON object.
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Args)]
+pub struct Devices {
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
+    /// Open this device here and print what it supports.
+    #[arg(long, value_name = "NAME", hide = true)]
+    pub describe: Option<String>,
 }
 
 #[derive(Args)]

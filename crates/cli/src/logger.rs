@@ -3,18 +3,25 @@
 use std::io::{self, Write};
 
 use log::{LevelFilter, Log, Metadata, Record};
+use rwkv7_core::device::COMPILATION_TARGET;
 
-/// Prints the bare message of every record of this project's crates; other crates log for their authors.
+use crate::kernels;
+
+/// Prints the bare message of every record of this project's crates; other crates log for their authors. Of the kernels that
+/// CubeCL compiles only the count is shown.
 struct StandardError;
 
 impl Log for StandardError {
     fn enabled(&self, metadata: &Metadata) -> bool {
         let own = ["metastate", "meta_state", "rwkv7_core"];
-        own.iter().any(|name| metadata.target().starts_with(name))
+        let target = metadata.target();
+        target == COMPILATION_TARGET || own.iter().any(|name| target.starts_with(name))
     }
 
     fn log(&self, record: &Record) {
-        if self.enabled(record.metadata()) {
+        if record.target() == COMPILATION_TARGET {
+            kernels::compiled();
+        } else if self.enabled(record.metadata()) {
             // A closed standard error is no reason to stop the work.
             let _ = writeln!(io::stderr(), "{}", record.args());
         }

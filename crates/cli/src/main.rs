@@ -3,6 +3,8 @@
 mod cli;
 mod commands;
 mod device;
+mod failure;
+mod kernels;
 mod logger;
 mod memory;
 mod output;
@@ -20,7 +22,8 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 fn main() -> ExitCode {
     memory::keep_pages();
     logger::install();
-    match commands::run(cli::Cli::parse().command) {
+    let command = cli::Cli::parse().command;
+    match failure::command(|| commands::run(command)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             complain(error.as_ref());

@@ -8,9 +8,13 @@
 
 use burn::tensor::{Device, Distribution, Tensor};
 use divan::{Bencher, counter::ItemsCount};
-use rwkv7_core::MatmulPrecision;
+use rwkv7_core::{
+    MatmulPrecision,
+    device::{CompilationLog, keep_kernels},
+};
 
 fn main() {
+    keep_kernels(CompilationLog::Off);
     divan::main();
 }
 

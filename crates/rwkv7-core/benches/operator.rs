@@ -9,9 +9,13 @@ use std::fmt;
 
 use burn::tensor::{Device, Distribution, Tensor};
 use divan::{Bencher, counter::ItemsCount};
-use rwkv7_core::ops::{Side, Wkv7Input, chunked, read_states, wkv7, wkv7_traced};
+use rwkv7_core::{
+    device::{CompilationLog, keep_kernels},
+    ops::{Side, Wkv7Input, chunked, read_states, wkv7, wkv7_traced},
+};
 
 fn main() {
+    keep_kernels(CompilationLog::Off);
     divan::main();
 }
 

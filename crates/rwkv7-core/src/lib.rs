@@ -24,6 +24,7 @@
 //! | [`init`], [`optimizer`], [`loss`] | initial values, parameter groups and losses of the official training code |
 //! | `launches` | with a GPU feature: how many kernels some work launches |
 //! | [`precision`] | products with the weight matrices in f32 or bf16 |
+//! | [`device`] | compiled kernels that are kept, what a device supports, errors of devices |
 //! | [`checkpoint`] | official `.pth` files, safetensors, Burn records, state files |
 //! | [`files`] | opening files whose names come from outside |
 //! | [`tokenizer`], [`sampling`], [`generate`] | text, the choice of the next token, and [`Generator`] |
@@ -44,6 +45,7 @@
 #[cfg(feature = "checkpoint")]
 pub mod checkpoint;
 pub mod config;
+pub mod device;
 pub mod files;
 #[cfg(feature = "text")]
 pub mod generate;

@@ -2,6 +2,7 @@
 
 mod cache;
 mod convert;
+mod devices;
 mod eval;
 mod generate;
 mod grow;
@@ -26,6 +27,7 @@ pub fn run(command: Command) -> Outcome {
         Command::Grow(args) => grow::run(args),
         Command::Models(args) => models::run(args),
         Command::Cache(args) => cache::run(args),
+        Command::Devices(args) => devices::run(args),
     }
 }
 

@@ -1,13 +1,16 @@
 //! `metastate train`: runs a recipe.
 
-use std::path::{Path, PathBuf};
+use std::{
+    io::{self, IsTerminal},
+    path::{Path, PathBuf},
+};
 
 use recipes::{
     Recipe,
     train::{Options, train},
 };
 
-use crate::{Outcome, cli::Train, device};
+use crate::{Outcome, cli::Train, device, failure, kernels};
 
 use super::report;
 
@@ -30,7 +33,10 @@ pub fn run(args: Train) -> Outcome {
         resume: args.resume,
         plain: args.no_tui,
     };
-    let result = train(&recipe, &out, &device, options)?;
+    if !args.no_tui && io::stdout().is_terminal() {
+        kernels::dashboard();
+    }
+    let result = failure::training(&recipe, &out, || train(&recipe, &out, &device, options))?;
     let object = serde_json::json!(result);
     report(false, object, || {
         let mut lines = vec![format!(

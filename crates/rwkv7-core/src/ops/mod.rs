@@ -26,6 +26,7 @@ mod cpu;
 mod dtype;
 #[cfg(feature = "gpu")]
 mod gpu;
+mod in_words;
 mod multi_output;
 pub mod reference;
 mod wkv7;
@@ -53,6 +54,7 @@ use backends::{
 };
 
 pub use dtype::{narrow, widen};
+pub(crate) use in_words::recurrence_in_words;
 pub(crate) use reference::prefix_norm;
 pub use reference::unit;
 pub(crate) use wkv7::with_narrow_keys;

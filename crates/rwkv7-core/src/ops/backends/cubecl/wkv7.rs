@@ -18,7 +18,7 @@ use crate::ops::{
 };
 
 /// Storage buffers of the kernel that has the most of them, inputs not packed. Browsers offer as few as 8.
-const BUFFERS: usize = 14;
+pub const BUFFERS: usize = 14;
 
 /// Whether the kernels are written for these sizes.
 pub fn supports(batch: usize, time: usize, heads: usize, value: usize, key: usize) -> bool {

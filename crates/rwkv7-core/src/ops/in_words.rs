@@ -1,0 +1,34 @@
+//! The choices of this module, for people.
+
+use burn::{backend::DispatchDevice, tensor::Device};
+
+use super::Path;
+
+/// What computes the recurrence of heads of 64 channels over a sequence on a device.
+pub(crate) fn recurrence_in_words(device: &Device) -> String {
+    let (asked, packed) = Path::asked();
+    let form = match asked {
+        Some(Path::Reference) => "reference, token by token, as RWKV7_OP asks",
+        Some(_) => "chunked tensor operations, as RWKV7_OP asks",
+        None => match device.clone().inner().as_dispatch() {
+            #[cfg(feature = "flex")]
+            DispatchDevice::Flex(_) => "custom operation, SIMD kernels",
+            #[cfg(feature = "gpu")]
+            DispatchDevice::Cube(device) if packed || few_buffers(device) => {
+                "custom operation, inputs packed into few buffers"
+            }
+            #[cfg(feature = "gpu")]
+            DispatchDevice::Cube(_) => "custom operation",
+            #[allow(unreachable_patterns)]
+            _ => "chunked tensor operations",
+        },
+    };
+    form.into()
+}
+
+/// Whether the kernels get their inputs packed, as in browsers.
+#[cfg(feature = "gpu")]
+fn few_buffers(device: &cubecl::Device) -> bool {
+    let bindings = device.client().properties().hardware.max_bindings;
+    (bindings as usize) < super::backends::cubecl::wkv7::BUFFERS
+}
