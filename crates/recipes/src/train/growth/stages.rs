@@ -1,7 +1,7 @@
 //! The sizes that a run goes through, planned before it starts.
 
 use burn::tensor::Device;
-use rwkv7_core::{Rwkv7, Rwkv7Config};
+use rwkv7_core::{Rwkv7, Rwkv7Config, config::ChannelMixerConfig};
 use scaling::{Growable, Plan};
 use serde_json::{Value, json};
 use zoo::{AnyConfig, TargetError, changed};
