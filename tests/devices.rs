@@ -344,7 +344,7 @@ fn a_tensor_over_the_limit_of_the_device_is_an_error() {
     let values = largest as usize / 4 + 4096;
     let failure = watch(|| {
         Tensor::<1>::zeros([values], &device)
-            .slice([0..2])
+            .narrow(0, 0, 2)
             .into_data()
     });
     assert!(

@@ -88,20 +88,16 @@ fn training_remedy(
 pub fn training(
     recipe: &Recipe,
     out: &Path,
-    train: impl FnOnce() -> Result<Report, TrainError>,
+    train: impl FnOnce() -> Result<Report, Box<TrainError>>,
 ) -> Outcome<Report> {
     let result = device::watch(train);
     let failure = match result {
         Ok(Ok(report)) => return Ok(report),
         Err(failure) => failure,
-        // A panic in a step comes as an error of Burn's training.
-        Ok(Err(TrainError::Failed { source })) => {
-            match DeviceFailure::from_message(&source.to_string()) {
-                Some(failure) => failure,
-                None => return Err(TrainError::Failed { source }.into()),
-            }
-        }
-        Ok(Err(error)) => return Err(error.into()),
+        Ok(Err(error)) => match of_step(&error) {
+            Some(failure) => failure,
+            None => return Err(error),
+        },
     };
     Err(OnDevice::Training {
         failure,
@@ -113,6 +109,14 @@ pub fn training(
             .copied(),
     }
     .into())
+}
+
+/// What happened to the device: a panic in a step comes as an error of Burn's training.
+fn of_step(error: &TrainError) -> Option<DeviceFailure> {
+    match error {
+        TrainError::Failed { source } => DeviceFailure::from_message(&source.to_string()),
+        _ => None,
+    }
 }
 
 /// Runs any command, with its device's panics as errors.

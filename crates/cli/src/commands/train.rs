@@ -36,7 +36,9 @@ pub fn run(args: Train) -> Outcome {
     if !args.no_tui && io::stdout().is_terminal() {
         kernels::dashboard();
     }
-    let result = failure::training(&recipe, &out, || train(&recipe, &out, &device, options))?;
+    let result = failure::training(&recipe, &out, || {
+        train(&recipe, &out, &device, options).map_err(Box::new)
+    })?;
     let object = serde_json::json!(result);
     report(false, object, || {
         let mut lines = vec![format!(

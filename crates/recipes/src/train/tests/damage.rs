@@ -19,7 +19,8 @@ fn small() -> Recipe {
 /// A finished run and a copy of it as it was after epoch 5, with the files of epoch 4 beside it.
 struct Damaged {
     folder: tempfile::TempDir,
-    expected: (Vec<(String, u64, f64)>, BTreeMap<String, TensorData>),
+    metrics: Vec<(String, u64, f64)>,
+    tensors: BTreeMap<String, TensorData>,
 }
 
 impl Damaged {
@@ -28,7 +29,8 @@ impl Damaged {
         let whole = folder.path().join("whole");
         run(&small(), &whole, false).unwrap();
         Self {
-            expected: (metrics(&whole), tensors(&whole)),
+            metrics: metrics(&whole),
+            tensors: tensors(&whole),
             folder,
         }
     }
@@ -51,11 +53,11 @@ impl Damaged {
             Err(error) => Some(error.to_string()),
             Ok(_) => {
                 assert!(
-                    metrics(parts.path()) == self.expected.0,
+                    metrics(parts.path()) == self.metrics,
                     "{what}: other metrics"
                 );
                 assert!(
-                    tensors(parts.path()) == self.expected.1,
+                    tensors(parts.path()) == self.tensors,
                     "{what}: another model"
                 );
                 None
@@ -227,7 +229,7 @@ fn a_run_of_an_older_version_goes_on_and_its_checkpoints_are_compared_with_the_m
 fn damaged_metrics_stop_nothing_and_choose_no_model() {
     let damaged = Damaged::new();
     let lines = |out: &Path| fs::read(out.join("metrics.jsonl")).unwrap();
-    let expected = &damaged.expected.1;
+    let expected = &damaged.tensors;
     for kind in ["a bad byte", "a bad line", "a false loss", "gone"] {
         let parts = tempfile::tempdir().unwrap();
         killed(&damaged.whole(""), parts.path(), 4..=5);
