@@ -154,15 +154,6 @@ impl AnyConfig {
     }
 }
 
-/// Floating-point operations that training takes for each token: six for each parameter, and 27 for each value of the state. The
-/// embedding does not count, as its rows are looked up. A step reads or changes each value of the state about nine times, and
-/// training does three times the work of a step.
-pub fn flops_per_token<S: ChannelMixerConfig>(config: &Rwkv7Config<S>) -> f64 {
-    let table = config.vocab_size * config.embed_width.unwrap_or(config.n_embd);
-    let matrices = config.num_params() - table;
-    6.0 * matrices as f64 + 27.0 * config.num_state_values() as f64
-}
-
 /// The architecture in the metadata. Without metadata: Meta-State if there is a tensor `*.W_oms`, else RWKV-7.
 pub(crate) fn arch_of(checkpoint: &Checkpoint) -> Arch {
     let meta_state = match checkpoint.architecture() {

@@ -39,7 +39,7 @@ pub mod source;
 pub mod tokenizer;
 
 pub use change::{TargetError, changed};
-pub use config::{AnyConfig, Arch, flops_per_token};
+pub use config::{AnyConfig, Arch};
 pub use entries::{Entry, config, entries, find, names, trained};
 pub use model::{AnyModel, Model};
 pub use source::{Source, SourceError};

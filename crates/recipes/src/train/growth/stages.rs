@@ -3,7 +3,7 @@
 use rwkv7_core::{Rwkv7, Rwkv7Config};
 use scaling::{Growable, Plan};
 use serde_json::{Value, json};
-use zoo::{AnyConfig, TargetError, changed, flops_per_token};
+use zoo::{AnyConfig, TargetError, changed};
 
 use super::{FrozenEntries, Stage};
 use crate::{
@@ -100,6 +100,15 @@ impl<S: Growable> Stages<S> {
             seconds: None,
         }
     }
+}
+
+/// Floating-point operations that training takes for each token: six for each parameter, and 27 for each value of the state. The
+/// embedding does not count, as its rows are looked up. A step reads or changes each value of the state about nine times, and
+/// training does three times the work of a step.
+fn flops_per_token<S: Growable>(config: &Rwkv7Config<S>) -> f64 {
+    let table = config.vocab_size * config.embed_width.unwrap_or(config.n_embd);
+    let matrices = config.num_params() - table;
+    6.0 * matrices as f64 + 27.0 * config.num_state_values() as f64
 }
 
 /// The configuration after a growth. A named model gives its sizes; everything else stays.
