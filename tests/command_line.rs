@@ -671,3 +671,89 @@ fn work_is_finished_when_nobody_reads_on() {
     assert!(dir.path("a.st").exists());
     assert_eq!(closed(&["inspect", "nowhere"]), Some(1));
 }
+
+#[test]
+fn numbers_below_zero_are_refused_with_the_range() {
+    let dir = Workdir::new();
+    let generate = |option, value| ["generate", "--model", "reverse-rwkv7", option, value];
+    let whole = "expected a whole number from 0";
+    for (option, value) in [
+        ("--seed", "-1"),
+        ("--seed", "99999999999999999999"),
+        ("--max-tokens", "-1"),
+        ("--top-k", "-2"),
+    ] {
+        dir.fails(&generate(option, value), &[option, value, whole]);
+    }
+    for tokens in ["-1", "1,-2", "-1,2", "1,4294967296", "1,,2"] {
+        let logits = ["logits", "--model", "reverse-rwkv7", "--tokens", tokens];
+        dir.fails(&logits, &["--tokens", whole]);
+    }
+    let eval = ["eval", "--model", "reverse-rwkv7", "--data", "x"];
+    for (option, value) in [("--context", "-1"), ("--digits", "-3")] {
+        dir.fails(
+            &[&eval[..], &[option, value]].concat(),
+            &[option, value, "invalid value"],
+        );
+    }
+}
+
+/// A long text is not lost because the state has no place.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_state_that_cannot_be_written_is_refused_before_the_text() {
+    let dir = Workdir::new();
+    let output = dir.run(&[
+        "generate",
+        "--model",
+        "reverse-rwkv7",
+        "--prompt",
+        "12,",
+        "--state-out",
+        "/proc/a.state",
+    ]);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && output.stdout.is_empty());
+    assert!(
+        errors.contains("/proc/a.state: no file can be written"),
+        "{errors}"
+    );
+}
+
+#[test]
+fn an_error_is_said_once() {
+    let dir = Workdir::new();
+    let grow = [
+        "grow",
+        "reverse-rwkv7",
+        "x.safetensors",
+        "--to",
+        r#"{"n_embd": 100}"#,
+    ];
+    let errors = String::from_utf8(dir.run(&grow).stderr).unwrap();
+    assert_eq!(
+        errors.matches("multiple of head_size").count(),
+        1,
+        "{errors}"
+    );
+}
+
+#[test]
+fn the_list_of_models_has_the_parameters_beside_the_names() {
+    let printed = Workdir::new().ok(&["models"]);
+    let beside = |name: &str, count: &str| {
+        let mut lines = printed.lines().map(str::split_whitespace);
+        let line = lines.find_map(|mut words| (words.next() == Some(name)).then_some(words));
+        assert_eq!(line.unwrap().next(), Some(count), "{printed}");
+    };
+    beside("1.5b-meta-state-paper", "504,402,432");
+    beside("reverse-rwkv7", "162,368");
+}
+
+#[test]
+fn the_help_names_every_recipe() {
+    let help = Workdir::new().ok(&["train", "--help"]);
+    for name in recipes::Recipe::built_in() {
+        assert!(help.contains(name), "{name}: {help}");
+    }
+}

@@ -1,6 +1,6 @@
 //! The command line, as users and scripts see it.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, str::FromStr};
 
 use burn::tensor::DType;
 use clap::{
@@ -102,7 +102,7 @@ pub struct Eval {
     )]
     pub data: Vec<PathBuf>,
     /// Digits of the numbers of task `reverse`, from 3, as training sees all shorter numbers.
-    #[arg(long, value_name = "N", default_value_t = 15, value_parser = clap::value_parser!(u16).range(3..))]
+    #[arg(long, value_name = "N", default_value_t = 15, value_parser = clap::value_parser!(u16).range(3..), allow_negative_numbers = true)]
     pub digits: u16,
     /// byte, an RWKV World vocabulary or a Hugging Face tokenizer.json. Default: the one that the model was trained with.
     #[arg(long, value_name = "byte|PATH")]
@@ -111,7 +111,7 @@ pub struct Eval {
     #[arg(long, value_name = "KEY", default_value = "text")]
     pub text_field: String,
     /// Tokens per forward pass; the state is carried from one to the next.
-    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = positive)]
+    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = positive, allow_negative_numbers = true)]
     pub context: usize,
     #[command(flatten)]
     pub on: OnDevice,
@@ -137,7 +137,7 @@ pub struct Generate {
     )]
     pub prompt: String,
     /// Stop after this many tokens; the end-of-text token stops earlier.
-    #[arg(long, value_name = "N", default_value_t = 256)]
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = whole::<usize>, allow_negative_numbers = true)]
     pub max_tokens: usize,
     /// Divides the logits; 0 always takes the likeliest token.
     #[arg(
@@ -156,7 +156,7 @@ pub struct Generate {
     )]
     pub top_p: f32,
     /// Keep this many of the likeliest tokens; 0 keeps all.
-    #[arg(long, value_name = "K", default_value_t = 0)]
+    #[arg(long, value_name = "K", default_value_t = 0, value_parser = whole::<usize>, allow_negative_numbers = true)]
     pub top_k: usize,
     /// Subtracted from the logit of every token that occurred.
     #[arg(
@@ -183,7 +183,7 @@ pub struct Generate {
     )]
     pub penalty_decay: f32,
     /// Seed of the random choice.
-    #[arg(long, value_name = "S", default_value_t = 0)]
+    #[arg(long, value_name = "S", default_value_t = 0, value_parser = whole::<u64>, allow_negative_numbers = true)]
     pub seed: u64,
     /// Go on from a state that --state-out saved, with --prompt or else with the next token.
     #[arg(long, value_name = "FILE")]
@@ -204,7 +204,7 @@ pub struct Logits {
     #[arg(long, value_name = "NAME|PATH")]
     pub model: PathBuf,
     /// Token ids, as in 1,2,3.
-    #[arg(long, value_name = "IDS", value_delimiter = ',', required = true)]
+    #[arg(long, value_name = "IDS", value_delimiter = ',', required = true, value_parser = whole::<u32>, allow_hyphen_values = true)]
     pub tokens: Vec<u32>,
     #[command(flatten)]
     pub on: OnDevice,
@@ -253,10 +253,10 @@ pub struct Grow {
     #[arg(long, value_parser = one_of(DTYPES))]
     pub dtype: Option<DType>,
     /// Seed of the random values.
-    #[arg(long, value_name = "S", default_value_t = 0)]
+    #[arg(long, value_name = "S", default_value_t = 0, value_parser = whole::<u64>, allow_negative_numbers = true)]
     pub seed: u64,
     /// The new blocks of the larger model, counted from 0, as in 2,5. Default: spread over the depth.
-    #[arg(long, value_name = "I,…", value_delimiter = ',')]
+    #[arg(long, value_name = "I,…", value_delimiter = ',', value_parser = whole::<usize>, allow_hyphen_values = true)]
     pub new_blocks: Vec<usize>,
     /// Print how every tensor would be made, and write nothing.
     #[arg(long)]
@@ -364,6 +364,17 @@ fn meta_state(text: &str) -> Result<MetaStateConfig, String> {
     let json =
         serde_json::from_str(text).unwrap_or_else(|_| serde_json::Value::String(text.into()));
     serde_json::from_value(json).map_err(|error| error.to_string())
+}
+
+/// Parses a number from 0.
+fn whole<T: FromStr>(text: &str) -> Result<T, String> {
+    let expected = || {
+        format!(
+            "expected a whole number from 0 of at most {} bits",
+            8 * size_of::<T>()
+        )
+    };
+    text.trim().parse().map_err(|_| expected())
 }
 
 /// Parses a number from 1.

@@ -23,13 +23,23 @@ fn main() -> ExitCode {
     match commands::run(cli::Cli::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            log::error!("error: {error}");
-            let mut cause = error.source();
-            while let Some(error) = cause {
-                log::error!("  because: {error}");
-                cause = error.source();
-            }
+            complain(error.as_ref());
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Prints an error and its causes. A cause that the lines above contain already is left out.
+fn complain(error: &(dyn Error + 'static)) {
+    let mut said = error.to_string();
+    log::error!("error: {said}");
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let text = error.to_string();
+        if !said.contains(&text) {
+            log::error!("  because: {text}");
+            said += &text;
+        }
+        cause = error.source();
     }
 }

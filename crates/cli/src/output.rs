@@ -1,7 +1,7 @@
 //! Checks of outputs: a command never writes over the model that it reads, and the name of an output says its format.
 
 use std::{
-    fs,
+    fs, io,
     path::{Path, PathBuf},
 };
 
@@ -30,6 +30,16 @@ pub enum OutputError {
         output: PathBuf,
         /// Its folder.
         folder: PathBuf,
+    },
+    /// The folder of the output takes no new file.
+    #[error("{}: no file can be written to the folder {}: {reason}", output.display(), folder.display())]
+    NotWritable {
+        /// The output.
+        output: PathBuf,
+        /// Its folder.
+        folder: PathBuf,
+        /// The message of the file system.
+        reason: io::Error,
     },
     /// A model would be written among the files of another one.
     #[error("{}: the folder holds {holds}; name a new one", output.display())]
@@ -82,7 +92,7 @@ pub fn check_model(source: &Source, output: &Path, format: Format) -> Result<(),
     })
 }
 
-/// Checks that a file can be written to `output`.
+/// Checks that a file can be written to `output`, before the work is done whose result it is.
 pub fn check_file(source: &Source, output: &Path) -> Result<(), OutputError> {
     if let Ok(real) = output.canonicalize()
         && files(source).contains(&real)
@@ -95,15 +105,24 @@ pub fn check_file(source: &Source, output: &Path) -> Result<(), OutputError> {
     if output.is_dir() {
         return Err(OutputError::Folder(output.to_path_buf()));
     }
-    match output.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() && !folder.is_dir() => {
-            Err(OutputError::NoFolder {
-                output: output.to_path_buf(),
-                folder: folder.to_path_buf(),
-            })
-        }
-        _ => Ok(()),
+    let folder = match output.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    if !folder.is_dir() {
+        return Err(OutputError::NoFolder {
+            output: output.to_path_buf(),
+            folder: folder.to_path_buf(),
+        });
     }
+    // Permissions do not tell whether the disk is read-only. The output itself is not touched, as it is replaced as a whole.
+    let probe = folder.join(format!(".incomplete-{}", std::process::id()));
+    let tried = fs::File::create_new(&probe).and_then(|_| fs::remove_file(&probe));
+    tried.map_err(|reason| OutputError::NotWritable {
+        output: output.to_path_buf(),
+        folder: folder.to_path_buf(),
+        reason,
+    })
 }
 
 /// Checks that the files of a model can be written into the folder `output`.

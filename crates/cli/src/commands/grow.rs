@@ -28,8 +28,8 @@ enum GrowError {
     Nothing { given: String, note: &'static str },
     #[error("{0}; --inexact grows it all the same")]
     Inexact(ScalingError),
-    #[error("{0}, as in --dtype f32")]
-    NotLossless(ScalingError),
+    #[error("{error}{}", if *half { ", as in --dtype f32" } else { "; --no-verify compares nothing" })]
+    NotLossless { error: ScalingError, half: bool },
 }
 
 /// Grows a checkpoint file.
@@ -135,12 +135,15 @@ fn grow<S: Growable>(
     let difference = growth
         .run(checkpoint, &args.output)
         .map_err(|error| match error {
-            error @ ScalingError::NotLossless { .. } => GrowError::NotLossless(error).into(),
+            error @ ScalingError::NotLossless { half, .. } => {
+                GrowError::NotLossless { error, half }.into()
+            }
             error => Box::<dyn std::error::Error + Send + Sync>::from(error),
         })?;
     let parameters = [plan.from.num_params(), plan.to.num_params()];
     let object = json!({
-        "input": args.input, "output": args.output, "parameters": parameters, "difference": difference,
+        "input": args.input.to_string_lossy(), "output": args.output.to_string_lossy(), "parameters": parameters,
+        "difference": difference,
         "blocks": plan.blocks,
     });
     report(args.json, object, || {

@@ -25,8 +25,8 @@ pub fn run(args: Models) -> Outcome {
             .max()
             .unwrap_or(0);
         let mut lines = vec![format!(
-            "{:longest$}  {:11} {:>6} {:>5} {:>5} {:>15} {:>15}  weights",
-            "name", "architecture", "layers", "width", "heads", "parameters", "state values"
+            "{:longest$} {:>15}  {:12} {:>6} {:>5} {:>5} {:>12}  weights",
+            "name", "parameters", "architecture", "layers", "width", "heads", "state values"
         )];
         lines.extend(models.iter().map(|entry| line(entry, longest)));
         lines.push(String::new());
@@ -43,14 +43,27 @@ fn line(entry: &Entry, longest: usize) -> String {
     let config = entry.config();
     let dims = config.dims();
     format!(
-        "{:longest$}  {:12} {:>6} {:>5} {:>5} {:>15} {:>15}  {}",
+        "{:longest$} {:>15}  {:12} {:>6} {:>5} {:>5} {:>12}  {}",
         entry.name,
+        grouped(config.num_params()),
         config.architecture(),
         dims.n_layer,
         dims.n_embd,
         dims.n_head(),
-        config.num_params(),
-        config.num_state_values(),
+        grouped(config.num_state_values()),
         if entry.is_trained() { "yes" } else { "" }
     )
+}
+
+/// A number with its digits in groups of three: 504,402,432.
+fn grouped(number: usize) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
 }
