@@ -1,6 +1,10 @@
 //! Official checkpoints against the PyPI package `rwkv`, and everything that can be done to a checkpoint file.
 #![allow(clippy::unwrap_used)]
 
+mod torch_files;
+mod untrusted;
+mod workdir;
+
 use std::io::Write;
 
 use std::{

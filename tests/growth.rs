@@ -330,3 +330,36 @@ fn options_of_meta_state_that_cannot_grow_are_refused_with_the_remedy() {
     let own = r#"{"n_embd": 48, "ffn": {"oms": "per-head"}}"#;
     dir.ok(&[&grow[..], &[own]].concat());
 }
+
+#[test]
+fn sizes_that_no_memory_holds_are_refused() {
+    let dir = Workdir::new();
+    let model = golden("tiny-b.pth");
+    let fields = [
+        "vocab_size",
+        "n_layer",
+        "n_embd",
+        "head_size",
+        "gate_rank",
+        "value_rank",
+        "ffn_size",
+        "norm_prefix",
+    ];
+    for field in fields {
+        for size in [
+            "0",
+            "-1",
+            "1e30",
+            "4611686018427387904",
+            "18446744073709551615",
+        ] {
+            let to = format!(r#"{{"{field}": {size}}}"#);
+            dir.fails(
+                &["grow", &model, "x.safetensors", "--to", &to],
+                &["error: "],
+            );
+        }
+        let to = format!(r#"{{"{field}": 18446744073709551615}}"#);
+        dir.fails(&["grow", &model, "x.safetensors", "--to", &to], &[field]);
+    }
+}

@@ -1,5 +1,5 @@
 //! Checks and measurements for people who work on this repository: `cargo xtask ci`, `cargo xtask bench`,
-//! `cargo xtask study`, `cargo xtask growth`.
+//! `cargo xtask study`, `cargo xtask growth`, `cargo xtask fuzz`.
 
 #![allow(clippy::print_stderr)]
 
@@ -34,14 +34,16 @@ enum Task {
     Study(study::MetaState),
     /// Trains small models that grow, and compares them with large ones from scratch.
     Growth(study::Growth),
+    /// Gives damaged files to every loader, as the test `fuzz` does, and many more of them.
+    Fuzz {
+        /// Number of files.
+        #[arg(default_value_t = 100_000)]
+        files: usize,
+    },
 }
 
 /// A check: its name, the environment that it needs, its command.
-type Check = (
-    &'static str,
-    &'static [(&'static str, &'static str)],
-    &'static str,
-);
+type Check<'a> = (&'a str, &'a [(&'a str, &'a str)], &'a str);
 
 // Type-checks, lints and documentation share one set of features, all tests another, so that Burn is compiled once for each.
 // DOCS_RS type-checks the CUDA code without the LLVM download that building it needs.
@@ -121,6 +123,7 @@ fn main() -> ExitCode {
         Task::Bench(bench) => bench.run(),
         Task::Study(study) => study.run(),
         Task::Growth(growth) => growth.run(),
+        Task::Fuzz { files } => return fuzz(files),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -147,6 +150,23 @@ fn ci(skip_wgpu: bool) -> ExitCode {
     }
     let total: u64 = times.iter().map(|(_, seconds)| seconds).sum();
     eprintln!("| together | {total} |");
+    if passed {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}
+
+/// Runs the test of damaged files on this many of them.
+fn fuzz(files: usize) -> ExitCode {
+    let passed = run(&(
+        "damaged files",
+        &[
+            ("BURN_DEVICE", "flex"),
+            ("METASTATE_FUZZ", &files.to_string()),
+        ],
+        "cargo test --workspace --features wgpu --test fuzz",
+    ));
     if passed {
         ExitCode::SUCCESS
     } else {

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rwkv7_core::checkpoint::Format;
+use rwkv7_core::{checkpoint::Format, files};
 use serde_json::{Map, Value};
 use zoo::{Source, run_folder};
 
@@ -95,7 +95,7 @@ pub fn check_model(source: &Source, output: &Path, format: Format) -> Result<(),
 /// Checks that a file can be written to `output`, before the work is done whose result it is.
 pub fn check_file(source: &Source, output: &Path) -> Result<(), OutputError> {
     if let Ok(real) = output.canonicalize()
-        && files(source).contains(&real)
+        && files_of(source).contains(&real)
     {
         return Err(OutputError::Model {
             input: source.to_string(),
@@ -137,15 +137,18 @@ fn check_folder(source: &Source, output: &Path) -> Result<(), OutputError> {
         return taken("a training run".into());
     }
     match output.canonicalize() {
-        Ok(real) if files(source).iter().any(|f| f.parent() == Some(&real)) => {
+        Ok(real) if files_of(source).iter().any(|f| f.parent() == Some(&real)) => {
             taken(format!("the model itself, {source}"))
         }
         _ => Ok(()),
     }
 }
 
+/// Bytes of the largest index of shards that is read.
+const LARGEST_INDEX: u64 = 64 << 20;
+
 /// The files that a model is read from; none for one that is compiled in.
-fn files(source: &Source) -> Vec<PathBuf> {
+fn files_of(source: &Source) -> Vec<PathBuf> {
     let Source::Path(path) = source else {
         return Vec::new();
     };
@@ -153,7 +156,7 @@ fn files(source: &Source) -> Vec<PathBuf> {
         return path.canonicalize().into_iter().collect();
     }
     let index = "model.safetensors.index.json";
-    let shards: Value = fs::read(path.join(index))
+    let shards: Value = files::read(&path.join(index), LARGEST_INDEX)
         .ok()
         .and_then(|text| serde_json::from_slice(&text).ok())
         .unwrap_or_default();

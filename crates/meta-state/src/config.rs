@@ -4,7 +4,7 @@ use std::fmt;
 
 use burn::config::Config;
 use rwkv7_core::{
-    config::{ChannelMixerConfig, ConfigError, LayerDims},
+    config::{ChannelMixerConfig, ConfigError, LayerDims, is_positive},
     config_setters,
     init::LayerInit,
     ops::Side,
@@ -203,13 +203,13 @@ impl ChannelMixerConfig for MetaStateConfig {
             _ => {}
         }
         if let Scale::Constant(c) = self.scale
-            && !(c > 0.0 && c.is_finite())
+            && !is_positive(c)
         {
-            let expected = "more than 0";
+            let expected = "more than 0, and in f32 too (1.2e-38 to 3.4e38)";
             return Err(ConfigError::field("ffn.scale.constant", c, expected));
         }
-        if !(self.norm_eps > 0.0 && self.norm_eps.is_finite()) {
-            let expected = "more than 0";
+        if !is_positive(self.norm_eps) {
+            let expected = "more than 0, and in f32 too (1.2e-38 to 3.4e38)";
             return Err(ConfigError::field("ffn.norm_eps", self.norm_eps, expected));
         }
         Ok(())
@@ -217,24 +217,27 @@ impl ChannelMixerConfig for MetaStateConfig {
 
     fn num_params(&self, dims: &LayerDims) -> usize {
         let (heads, size, width) = (dims.n_head(), self.size(dims.head_size), dims.n_embd);
+        let product = |factors: &[usize]| factors.iter().copied().fold(1, usize::saturating_mul);
         let oms = match self.oms {
-            Oms::Shared => size * width,
-            Oms::PerHead => heads * size * width,
+            Oms::Shared => product(&[size, width]),
+            Oms::PerHead => product(&[heads, size, width]),
         };
         let sse = match self.sse {
             Sse::State | Sse::TopLeft(_) => 0,
-            Sse::LowRank(rank) => 2 * width * rank,
-            Sse::Projected => dims.head_size * dims.head_size,
-            Sse::HeadMixed => heads * heads,
-            Sse::Learned => width * dims.head_size,
+            Sse::LowRank(rank) => product(&[2, width, rank]),
+            Sse::Projected => product(&[dims.head_size, dims.head_size]),
+            Sse::HeadMixed => product(&[heads, heads]),
+            Sse::Learned => product(&[width, dims.head_size]),
         };
         let norm = if self.norm_affine {
-            2 * heads * size
+            product(&[2, heads, size])
         } else {
             0
         };
         let shift = if self.token_shift { width } else { 0 };
-        oms + sse + norm + shift
+        [oms, sse, norm, shift]
+            .into_iter()
+            .fold(0, usize::saturating_add)
     }
 
     fn of_checkpoint(
@@ -255,7 +258,8 @@ impl ChannelMixerConfig for MetaStateConfig {
     fn num_state_values(&self, dims: &LayerDims) -> usize {
         let size = self.size(dims.head_size);
         let shift = if self.token_shift { dims.n_embd } else { 0 };
-        dims.n_head() * size * size + shift
+        let values = dims.n_head().saturating_mul(size).saturating_mul(size);
+        values.saturating_add(shift)
     }
 
     fn init(&self, dims: &LayerDims, init: &LayerInit) -> MetaState {

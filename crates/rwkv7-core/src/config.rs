@@ -48,7 +48,7 @@ pub struct LayerDims {
 impl LayerDims {
     /// Number of heads H = C / N.
     pub fn n_head(&self) -> usize {
-        self.n_embd / self.head_size
+        self.n_embd.checked_div(self.head_size).unwrap_or(0)
     }
 }
 
@@ -112,6 +112,16 @@ fn example<S: ChannelMixerConfig>(config: &S, dims: &LayerDims) -> S::Layer {
     config.init(dims, &LayerInit::new(0, dims, &Device::default(), 0))
 }
 
+/// Largest size of one dimension, such as the vocabulary or the width. Products of two of them fit any integer.
+pub const LARGEST_DIMENSION: usize = 1 << 24;
+
+/// Largest number of layers.
+pub const LARGEST_DEPTH: usize = 1 << 16;
+
+/// Largest number of parameters. In f32 they take a terabyte, which no memory of one computer holds together with what computing
+/// needs.
+pub const LARGEST_MODEL: usize = 1 << 38;
+
 /// A configuration that no model can have.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum ConfigError {
@@ -124,6 +134,17 @@ pub enum ConfigError {
         found: String,
         /// What is allowed.
         expected: String,
+    },
+    /// More parameters than any memory holds.
+    #[error(
+        "configuration: the model has {parameters} parameters, which take {bytes} bytes in f32, expected at most \
+         {LARGEST_MODEL} parameters; make it narrower or less deep"
+    )]
+    TooLarge {
+        /// Number of parameters; the largest integer stands for even more.
+        parameters: usize,
+        /// Bytes of the parameters in f32.
+        bytes: u128,
     },
     /// No preset of this name.
     #[error("unknown model preset `{name}`; the presets are: {known}")]
@@ -218,7 +239,9 @@ fn yes() -> bool {
 
 /// `round(x / 32) * 32`, ties to even, at least 32: how the official training script sizes its low-rank factors.
 fn rank(x: f64) -> usize {
-    ((x / 32.0).round_ties_even() as usize * 32).max(32)
+    ((x / 32.0).round_ties_even() as usize)
+        .saturating_mul(32)
+        .max(32)
 }
 
 /// Loading also takes the `config.json` of a training run, which has one more key, `architecture`.
@@ -265,7 +288,7 @@ impl Rwkv7Config<ChannelMixConfig> {
             embed_width: None,
             norm_prefix: None,
             embedding_norm: true,
-            ffn: ChannelMixConfig::new(4 * n_embd),
+            ffn: ChannelMixConfig::new(n_embd.saturating_mul(4)),
         }
     }
 }
@@ -308,7 +331,7 @@ impl<S> Rwkv7Config<S> {
 impl<S: ChannelMixerConfig> Rwkv7Config<S> {
     /// Number of heads H = C / N.
     pub fn n_head(&self) -> usize {
-        self.n_embd / self.head_size
+        self.dims().n_head()
     }
 
     /// The part of the configuration that every layer sees.
@@ -328,22 +351,22 @@ impl<S: ChannelMixerConfig> Rwkv7Config<S> {
     ///
     /// [`ConfigError`] names the field, what was found and what is expected.
     pub fn validate(&self) -> Result<(), ConfigError> {
-        for (field, value) in [
-            ("vocab_size", self.vocab_size),
-            ("n_layer", self.n_layer),
-            ("n_embd", self.n_embd),
-            ("head_size", self.head_size),
-            ("decay_rank", self.decay_rank),
-            ("in_context_rank", self.in_context_rank),
-            ("value_rank", self.value_rank),
-            ("gate_rank", self.gate_rank),
+        for (field, value, largest) in [
+            ("vocab_size", self.vocab_size, LARGEST_DIMENSION),
+            ("n_layer", self.n_layer, LARGEST_DEPTH),
+            ("n_embd", self.n_embd, LARGEST_DIMENSION),
+            ("head_size", self.head_size, LARGEST_DIMENSION),
+            ("decay_rank", self.decay_rank, LARGEST_DIMENSION),
+            ("in_context_rank", self.in_context_rank, LARGEST_DIMENSION),
+            ("value_rank", self.value_rank, LARGEST_DIMENSION),
+            ("gate_rank", self.gate_rank, LARGEST_DIMENSION),
+            (
+                "embed_width",
+                self.embed_width.unwrap_or(1),
+                LARGEST_DIMENSION,
+            ),
         ] {
-            if value == 0 {
-                return Err(ConfigError::field(field, 0, "at least 1"));
-            }
-        }
-        if self.embed_width == Some(0) {
-            return Err(ConfigError::field("embed_width", 0, "at least 1"));
+            check_size(field, value, largest)?;
         }
         if self.head_size < 2 {
             let expected = "at least 2, as the norm of a single channel is 0";
@@ -369,38 +392,92 @@ impl<S: ChannelMixerConfig> Rwkv7Config<S> {
             ("layer_norm_eps", self.layer_norm_eps),
             ("group_norm_eps", self.group_norm_eps),
         ] {
-            if !(eps > 0.0 && eps < 1.0) {
-                return Err(ConfigError::field(field, eps, "between 0 and 1"));
+            if !(is_positive(eps) && eps < 1.0) {
+                let expected = "above 0 in f32 (1.2e-38) and below 1";
+                return Err(ConfigError::field(field, eps, expected));
             }
         }
-        self.ffn.validate(&self.dims())
+        self.ffn.validate(&self.dims())?;
+        match self.num_params() {
+            parameters if parameters <= LARGEST_MODEL => Ok(()),
+            parameters => Err(ConfigError::TooLarge {
+                parameters,
+                bytes: 4 * parameters as u128,
+            }),
+        }
     }
 
-    /// Exact number of parameters that the model holds.
+    /// Exact number of parameters that the model holds; the largest integer where the number is larger.
     ///
     /// Layer 0 has no value residual and so no `v0`, `v1`, `v2`; see [`Self::num_params_official`].
     pub fn num_params(&self) -> usize {
+        let product = |a: usize, b: usize| a.saturating_mul(b);
+        let sum = |terms: &[usize]| terms.iter().copied().fold(0, usize::saturating_add);
         let c = self.n_embd;
-        let ranks = self.decay_rank + self.in_context_rank + self.value_rank + self.gate_rank;
-        // ln1, ln2, ln_x: 6; x_r..x_g: 6; w0, a0, v0: 3; k_k, k_a: 2; r_k: 1; receptance, key, value, output: 4 C².
-        let layer = 18 * c + 4 * c * c + 2 * c * ranks + self.ffn.num_params(&self.dims());
+        let low_rank = |rank: usize| product(product(2, c), rank);
+        // ln1, ln2, ln_x: 6; x_r..x_g: 6; w0, a0: 2; k_k, k_a: 2; r_k: 1; receptance, key, value, output: 4 C².
+        let layer = sum(&[
+            product(17, c),
+            product(product(4, c), c),
+            low_rank(self.decay_rank),
+            low_rank(self.in_context_rank),
+            low_rank(self.gate_rank),
+            self.ffn.num_params(&self.dims()),
+        ]);
+        let value_residual = c.saturating_add(low_rank(self.value_rank));
         let e = self.embed_width.unwrap_or(c);
-        let ln0 = if self.embedding_norm { 2 * e } else { 0 };
-        let lift = self.embed_width.map_or(0, |e| e * c);
-        let ends = self.vocab_size * (e + c) + ln0 + lift + 2 * c;
-        ends + self.n_layer * layer - (c + 2 * c * self.value_rank)
+        let ln0 = if self.embedding_norm {
+            product(2, e)
+        } else {
+            0
+        };
+        let lift = self.embed_width.map_or(0, |e| product(e, c));
+        sum(&[
+            product(self.vocab_size, e.saturating_add(c)),
+            ln0,
+            lift,
+            product(2, c),
+            product(self.n_layer, layer),
+            product(self.n_layer.saturating_sub(1), value_residual),
+        ])
     }
 
     /// Number of values in the running state of one sequence, whatever its length.
     pub fn num_state_values(&self) -> usize {
-        let att = self.n_embd + self.n_embd * self.head_size;
-        self.n_layer * (att + self.ffn.num_state_values(&self.dims()))
+        let att = self.n_embd.saturating_mul(self.head_size.saturating_add(1));
+        let layer = att.saturating_add(self.ffn.num_state_values(&self.dims()));
+        self.n_layer.saturating_mul(layer)
     }
 
     /// The count that the official code prints: with layer 0's unused value-residual factors.
     pub fn num_params_official(&self) -> usize {
-        self.num_params() + self.n_embd + 2 * self.n_embd * self.value_rank
+        let factors = self.value_rank.saturating_mul(2).saturating_add(1);
+        self.num_params()
+            .saturating_add(self.n_embd.saturating_mul(factors))
     }
+}
+
+/// Checks a size against the largest one.
+///
+/// # Errors
+///
+/// [`ConfigError::Field`].
+pub fn check_size(field: &'static str, size: usize, largest: usize) -> Result<(), ConfigError> {
+    match size {
+        0 => Err(ConfigError::field(field, 0, "at least 1")),
+        size if size > largest => Err(ConfigError::field(
+            field,
+            size,
+            format!("at most {largest}"),
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Whether this is a positive number in f32 as well, where numbers below 1.2e-38 count as 0.
+pub fn is_positive(x: f64) -> bool {
+    let x = x as f32;
+    x.is_finite() && x >= f32::MIN_POSITIVE
 }
 
 #[cfg(test)]
@@ -465,5 +542,55 @@ mod tests {
             error,
             "configuration: `n_embd` is 100, expected a multiple of head_size = 64"
         );
+    }
+
+    #[test]
+    fn sizes_beyond_any_memory_are_refused_and_never_wrap() {
+        type Set = fn(&mut Rwkv7Config, usize);
+        let fields: [(&str, Set); 10] = [
+            ("vocab_size", |c, n| c.vocab_size = n),
+            ("n_layer", |c, n| c.n_layer = n),
+            ("n_embd", |c, n| c.n_embd = n),
+            ("head_size", |c, n| c.head_size = n),
+            ("decay_rank", |c, n| c.decay_rank = n),
+            ("in_context_rank", |c, n| c.in_context_rank = n),
+            ("value_rank", |c, n| c.value_rank = n),
+            ("gate_rank", |c, n| c.gate_rank = n),
+            ("embed_width", |c, n| c.embed_width = Some(n)),
+            ("ffn.ffn_size", |c, n| c.ffn.ffn_size = n),
+        ];
+        for (field, set) in fields {
+            for n_layer in [1, 2] {
+                for n in [0, 1 << 30, usize::MAX / 4 + 1, usize::MAX] {
+                    let mut config = Rwkv7Config::new(97, n_layer, 128);
+                    set(&mut config, n);
+                    let _ = (config.num_params(), config.num_params_official());
+                    let _ = (config.num_state_values(), config.n_head());
+                    let error = config.validate().unwrap_err().to_string();
+                    assert!(error.contains(field), "{field} = {n}: {error}");
+                }
+            }
+        }
+        // Each size is allowed, all of them together are no model of any computer.
+        let config = Rwkv7Config::new(1 << 16, 1 << 10, 1 << 14);
+        let error = config.validate().unwrap_err().to_string();
+        let bytes = (4 * config.num_params()).to_string();
+        assert!(error.contains(&bytes), "{error}");
+        Rwkv7Config::new(1, 1, usize::MAX).validate().unwrap_err();
+    }
+
+    #[test]
+    fn an_epsilon_that_is_0_in_f32_is_refused() {
+        for eps in [0.0, 1e-300, 1e-39, f64::NAN, 1.0, -1e-5] {
+            for field in ["layer_norm_eps", "group_norm_eps"] {
+                let mut config = Rwkv7Config::new(97, 3, 128);
+                match field {
+                    "layer_norm_eps" => config.layer_norm_eps = eps,
+                    _ => config.group_norm_eps = eps,
+                }
+                let error = config.validate().unwrap_err().to_string();
+                assert!(error.contains(field), "{eps}: {error}");
+            }
+        }
     }
 }

@@ -24,6 +24,7 @@
 //! | [`init`], [`optimizer`], [`loss`] | initial values, parameter groups and losses of the official training code |
 //! | [`precision`] | products with the weight matrices in f32 or bf16 |
 //! | [`checkpoint`] | official `.pth` files, safetensors, Burn records, state files |
+//! | [`files`] | opening files whose names come from outside |
 //! | [`tokenizer`], [`sampling`], [`generate`] | text, the choice of the next token, and [`Generator`] |
 //!
 //! No code here names a backend: a [`Device`](burn::tensor::Device) chooses the backend at run time, and features choose which
@@ -42,6 +43,7 @@
 #[cfg(feature = "checkpoint")]
 pub mod checkpoint;
 pub mod config;
+pub mod files;
 #[cfg(feature = "text")]
 pub mod generate;
 pub mod init;
@@ -56,6 +58,7 @@ pub mod state;
 #[cfg(feature = "text")]
 pub mod tokenizer;
 
+mod messages;
 mod model;
 
 pub use config::Rwkv7Config;

@@ -4,7 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use burn::tensor::{DType, Tensor, TensorData};
 
-use crate::layers::{ChannelMixState, TimeMixState};
+use crate::{
+    layers::{ChannelMixState, TimeMixState},
+    messages::{brief, listed},
+};
 
 /// Tensors by name.
 pub type TensorMap = BTreeMap<String, TensorData>;
@@ -62,7 +65,10 @@ pub enum StateError {
     #[error(transparent)]
     File(#[from] crate::checkpoint::CheckpointError),
     /// A tensor of the model's state is not in the file.
-    #[error("{file}: the state has no tensor `{name}`, which this model needs; it holds {held}")]
+    #[error(
+        "{file}: the state has no tensor `{name}`, which this model needs; it holds {}",
+        brief(held)
+    )]
     Missing {
         /// The file.
         file: String,
@@ -72,7 +78,7 @@ pub enum StateError {
         held: String,
     },
     /// The state of another model.
-    #[error("{file}: the state of another model:\n  {}", differences.join("\n  "))]
+    #[error("{file}: the state of another model:\n  {}", listed(differences))]
     OtherModel {
         /// The file.
         file: String,
@@ -95,7 +101,10 @@ pub enum StateError {
         expected: Vec<usize>,
     },
     /// The file holds tensors that the model has no use for.
-    #[error("{file}: the state holds tensors that this model does not have: {names}")]
+    #[error(
+        "{file}: the state holds tensors that this model does not have: {}",
+        brief(names)
+    )]
     Unknown {
         /// The file.
         file: String,

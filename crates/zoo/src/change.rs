@@ -23,7 +23,7 @@ pub struct TargetError {
 ///
 /// # Errors
 ///
-/// [`TargetError`] if `to` is a model of another architecture or no configuration at all.
+/// [`TargetError`] if `to` is a model of another architecture, no configuration at all or one that no model can have.
 ///
 /// ```
 /// use metastate_zoo::changed;
@@ -86,7 +86,12 @@ pub fn changed<S: ChannelMixerConfig>(
         _ => return Err(wrong("expected a name or a JSON object".into())),
     };
     remove(&mut config, ARCHITECTURE);
-    serde_json::from_value(config).map_err(|error| wrong(error.to_string()))
+    let config: Rwkv7Config<S> =
+        serde_json::from_value(config).map_err(|error| wrong(error.to_string()))?;
+    match config.validate() {
+        Ok(()) => Ok(config),
+        Err(error) => Err(wrong(error.to_string())),
+    }
 }
 
 fn remove(config: &mut Value, key: &str) {

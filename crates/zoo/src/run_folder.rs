@@ -7,18 +7,21 @@
 //! model.safetensors                  written when the run ends
 //! ```
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
-use rwkv7_core::checkpoint::{Checkpoint, CheckpointError, ModelMetadata};
+use rwkv7_core::{
+    checkpoint::{Checkpoint, CheckpointError, ModelMetadata},
+    files,
+};
 
 /// The folder of the checkpoints within that of the run.
 pub const CHECKPOINTS: &str = "checkpoints";
 
 /// The file of the recipe within the folder of the run.
 pub const RECIPE: &str = "recipe.json";
+
+/// Bytes of the largest recipe that is read.
+const LARGEST_TEXT: u64 = 1 << 24;
 
 /// The file with the model of an epoch's checkpoint; `folder` is the run's folder of checkpoints.
 pub fn model_file(folder: &Path, epoch: usize) -> PathBuf {
@@ -61,7 +64,7 @@ pub fn beside(path: &Path, name: &str) -> Option<(PathBuf, String)> {
     let mut folders = folders.take(if checkpoint { 3 } else { 1 });
     folders.find_map(|folder| {
         let file = folder.join(name);
-        let content = fs::read_to_string(&file).ok()?;
+        let content = files::read_text(&file, LARGEST_TEXT).ok()?;
         Some((file, content))
     })
 }

@@ -66,7 +66,7 @@ pub fn run(args: Convert) -> Outcome {
     };
     let tensors = checkpoint.len() - replaced.dropped.len() + replaced.added.len();
     let object = json!({
-        "input": args.input, "output": args.output, "tensors": tensors,
+        "input": args.input.to_string_lossy(), "output": args.output.to_string_lossy(), "tensors": tensors,
         "dropped": replaced.dropped, "added": replaced.added,
     });
     report(false, object, || {

@@ -17,13 +17,13 @@ pub fn run(args: Inspect) -> Outcome {
     let stored = checkpoint.num_values();
     let dtypes = checkpoint.dtypes();
     let object = json!({
-        "path": path, "architecture": config.architecture(), "format": checkpoint.format(), "config": config,
+        "path": path.to_string_lossy(), "architecture": config.architecture(), "format": checkpoint.format(), "config": config,
         "parameters": config.num_params(), "stored_values": stored, "dtypes": dtypes,
         "state_values": config.num_state_values(),
     });
     report(args.json, object, || {
         let base = config.base();
-        let unused = stored - config.num_params();
+        let unused = stored.saturating_sub(config.num_params());
         let mut lines = vec![
             source.to_string(),
             format!(

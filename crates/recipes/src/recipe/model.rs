@@ -128,7 +128,7 @@ impl ModelOverrides {
                     Some(AnyConfig::Rwkv7(preset)) if preset.n_embd == n_embd => {
                         preset.ffn.ffn_size
                     }
-                    _ => 4 * n_embd,
+                    _ => n_embd.saturating_mul(4),
                 };
                 let ffn_size = self.ffn_size.unwrap_or(preset);
                 AnyConfig::Rwkv7(base.with_ffn(ChannelMixConfig { ffn_size }))

@@ -7,7 +7,9 @@ use burn_store::{BurnToPyTorchAdapter, ModuleSnapshot, burn_pack::Tensor as Pack
 
 use crate::{Rwkv7Config, config::ChannelMixerConfig, init::LayerInit, layers::ChannelMixer};
 
-use super::{Checkpoint, CheckpointError, Format, names::rename_mixer, save_tensors, write::cast};
+use super::{
+    Checkpoint, CheckpointError, Format, model::save_from, names::rename_mixer, write::cast,
+};
 
 /// The tensors that a change of channel mixers left out and put in, by name.
 #[derive(Clone, Debug, Default)]
@@ -43,9 +45,6 @@ impl Checkpoint {
             |tensor: &PackTensor| rename_mixer(&tensor.name, S::Layer::NAME, "") != tensor.name;
         let (old, mut tensors): (Vec<_>, Vec<_>) =
             self.named_for::<S>().into_iter().partition(is_old);
-        for tensor in &tensors {
-            tensor.to_bytes().map_err(|e| self.damaged(e.to_string()))?;
-        }
         let mut new = channel_mixers(&to);
         let dtypes: Vec<DType> = old.iter().map(|tensor| tensor.dtype).collect();
         if let Some(&first) = dtypes.first() {
@@ -58,7 +57,7 @@ impl Checkpoint {
         };
         tensors.extend(new);
         tensors.sort_by(|a, b| a.name.cmp(&b.name));
-        save_tensors(path, &to, tensors, format, dtype)?;
+        save_from(Some(&self.path), path, &to, tensors, format, dtype)?;
         Ok(report)
     }
 }

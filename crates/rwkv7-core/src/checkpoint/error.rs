@@ -2,7 +2,13 @@
 
 use std::path::PathBuf;
 
-use crate::config::ConfigError;
+use crate::{
+    config::ConfigError,
+    messages::{brief, listed},
+};
+
+/// How many times larger than their file tensors may be. Views of one storage and packed archives are larger than their file.
+pub(super) const LARGEST_EXPANSION: u64 = 16;
 
 /// A checkpoint that cannot be read, understood or written. Every message names the file.
 #[derive(Debug, thiserror::Error)]
@@ -24,8 +30,47 @@ pub enum CheckpointError {
         /// The file's actual content.
         found: String,
     },
+    /// The file is something else than a model that this program reads.
+    #[error("{}: {}; {remedy}", path.display(), brief(found))]
+    OtherContent {
+        /// The path.
+        path: PathBuf,
+        /// The file's actual content.
+        found: String,
+        /// What to do.
+        remedy: String,
+    },
+    /// A tensor of a type that no parameter has.
+    #[error(
+        "{}: tensor `{}` is of type {found}, expected f64, f32, f16 or bf16; convert it to one of these with the program that \
+         wrote it",
+        path.display(),
+        brief(tensor)
+    )]
+    Dtype {
+        /// The path.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// Its type.
+        found: String,
+    },
+    /// The tensors are far larger than the file, by repeated or compressed values.
+    #[error(
+        "{}: its tensors take {needed} bytes, and the file has only {held}; a file of a model is never {LARGEST_EXPANSION} times \
+         smaller than the model, so this one would fill the memory with repeated values",
+        path.display()
+    )]
+    Oversized {
+        /// The path.
+        path: PathBuf,
+        /// Bytes of all tensors in memory.
+        needed: u64,
+        /// Bytes of the file.
+        held: u64,
+    },
     /// The file is damaged or does not follow its format.
-    #[error("{}: damaged or incomplete {format}: {reason}; fetch or save it again", path.display())]
+    #[error("{}: damaged or incomplete {format}: {}; fetch or save it again", path.display(), brief(reason))]
     Damaged {
         /// The path.
         path: PathBuf,
@@ -51,7 +96,7 @@ pub enum CheckpointError {
         source: std::io::Error,
     },
     /// The tensors do not make up a model.
-    #[error("{}: the tensors do not make up a model of architecture {architecture}:\n  {}", path.display(), problems.join("\n  "))]
+    #[error("{}: the tensors do not make up a model of architecture {architecture}:\n  {}", path.display(), listed(problems))]
     Tensors {
         /// The path.
         path: PathBuf,
@@ -85,7 +130,7 @@ pub enum CheckpointError {
         found: String,
     },
     /// A configuration that neither the shapes nor the metadata tell.
-    #[error("{}: {reason}", path.display())]
+    #[error("{}: {}", path.display(), brief(reason))]
     Undeclared {
         /// The path.
         path: PathBuf,
@@ -102,9 +147,9 @@ pub enum CheckpointError {
     },
     /// Weights that are not finite numbers.
     #[error(
-        "{}: weights that are not finite numbers:\n  {}\nits training diverged, or the file is damaged",
+        "{}: weights that are not finite numbers:\n  {}\nits training diverged, the file is damaged, or its type is too narrow for the values",
         path.display(),
-        problems.join("\n  ")
+        listed(problems)
     )]
     NotFinite {
         /// The path.
@@ -112,8 +157,22 @@ pub enum CheckpointError {
         /// One line a tensor.
         problems: Vec<String>,
     },
+    /// Values that the wanted type cannot hold.
+    #[error(
+        "{}: nothing was written: {dtype} cannot hold these values:\n  {}\nchoose a type of a larger range, such as bf16 or f32",
+        path.display(),
+        listed(problems)
+    )]
+    Overflow {
+        /// The path to write to.
+        path: PathBuf,
+        /// The type.
+        dtype: &'static str,
+        /// One line a tensor.
+        problems: Vec<String>,
+    },
     /// A configuration file beside the tensors that cannot be understood.
-    #[error("{}: {reason}", path.display())]
+    #[error("{}: {}", path.display(), brief(reason))]
     ConfigFile {
         /// The configuration file.
         path: PathBuf,

@@ -5,9 +5,11 @@ use std::path::Path;
 use burn::tensor::DType;
 use burn_store::burn_pack::Tensor as PackTensor;
 
-use crate::{Rwkv7Config, config::ChannelMixerConfig, layers::ChannelMixConfig};
+use serde_json::Value;
 
-use super::{CheckpointError, ModelMetadata};
+use crate::{Rwkv7Config, config::ChannelMixerConfig, files, layers::ChannelMixConfig};
+
+use super::{CheckpointError, ModelMetadata, read::LARGEST_JSON};
 
 /// The content of `config.json` beside these tensors.
 pub(super) fn config<S: ChannelMixerConfig>(
@@ -60,24 +62,10 @@ pub(super) fn config<S: ChannelMixerConfig>(
 /// The epsilons in the `config.json` beside flash-linear-attention's tensors. The epsilon of its group norm follows from the head
 /// size, unless [`GROUP_NORM_EPS`] gives another.
 pub(super) fn metadata(path: &Path) -> Result<Option<ModelMetadata>, CheckpointError> {
-    let folder = if path.is_dir() {
-        Some(path)
-    } else {
-        path.parent()
-    };
-    let Some(file) = folder
-        .map(|f| f.join("config.json"))
-        .filter(|f| f.is_file())
-    else {
+    let Some(json) = config_beside(path)? else {
         return Ok(None);
     };
-    let wrong = |reason: String| CheckpointError::ConfigFile {
-        path: file.clone(),
-        reason,
-    };
-    let text = std::fs::read_to_string(&file).map_err(|e| wrong(e.to_string()))?;
-    let json: serde_json::Value = serde_json::from_str(&text).map_err(|e| wrong(e.to_string()))?;
-    let number = |key: &str| json.get(key).and_then(serde_json::Value::as_f64);
+    let number = |key: &str| json.get(key).and_then(Value::as_f64);
     let Some((layer, head)) = number("norm_eps").zip(number("head_dim")) else {
         return Ok(None);
     };
@@ -94,3 +82,33 @@ pub(super) fn metadata(path: &Path) -> Result<Option<ModelMetadata>, CheckpointE
 
 /// A key that flash-linear-attention's own `config.json` does not have.
 const GROUP_NORM_EPS: &str = "group_norm_eps";
+
+/// Whether the `config.json` beside the tensors says that the embedding is the head too.
+pub(super) fn is_tied(path: &Path) -> Result<bool, CheckpointError> {
+    let json = config_beside(path)?;
+    let tied = json
+        .as_ref()
+        .and_then(|json| json.get("tie_word_embeddings"));
+    Ok(tied.and_then(Value::as_bool) == Some(true))
+}
+
+/// The `config.json` in the folder of a model.
+fn config_beside(path: &Path) -> Result<Option<Value>, CheckpointError> {
+    let folder = if path.is_dir() {
+        Some(path)
+    } else {
+        path.parent()
+    };
+    let Some(file) = folder
+        .map(|folder| folder.join("config.json"))
+        .filter(|file| file.is_file())
+    else {
+        return Ok(None);
+    };
+    let wrong = |reason: String| CheckpointError::ConfigFile {
+        path: file.clone(),
+        reason,
+    };
+    let text = files::read_text(&file, LARGEST_JSON).map_err(|e| wrong(e.to_string()))?;
+    serde_json::from_str(&text).map_err(|e| wrong(e.to_string()))
+}

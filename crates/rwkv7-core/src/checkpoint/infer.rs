@@ -31,6 +31,30 @@ pub fn other_architecture<S: ChannelMixerConfig>(tensors: &[PackTensor]) -> Opti
     Some(format!("unknown, with layers `blocks.0.{name}.…`"))
 }
 
+/// Fewest tensors of a layer. The real number is 27 for time mixing and its norms, and those of the channel mixer.
+const LEAST_TENSORS: usize = 10;
+
+/// The number of layers by the names of the tensors. A name may contain any number, so the tensors must be enough for all layers
+/// before anything is made for each of them.
+fn number_of_layers(shapes: &BTreeMap<&str, Vec<usize>>) -> Result<usize, String> {
+    let layer = |name: &str| {
+        let (layer, _) = name.strip_prefix("blocks.")?.split_once('.')?;
+        layer.parse::<usize>().ok()
+    };
+    let numbers = shapes.keys().filter_map(|name| Some((layer(name)?, *name)));
+    let Some((last, name)) = numbers.max() else {
+        return Ok(0);
+    };
+    match last.checked_add(1) {
+        // A few missing tensors are listed one by one.
+        Some(layers) if layers == 1 || layers <= shapes.len() / LEAST_TENSORS => Ok(layers),
+        _ => Err(format!(
+            "{name}: is of layer {last}, and the file has only {} tensors; each layer has at least {LEAST_TENSORS}",
+            shapes.len()
+        )),
+    }
+}
+
 /// The configuration of the model that these official tensors make up. No shape shows the epsilons: they come from the metadata,
 /// or are RWKV-7's.
 ///
@@ -58,17 +82,11 @@ pub fn config<S: ChannelMixerConfig>(
             (0, 0)
         }
     };
-    let layers = shapes
-        .keys()
-        .filter_map(|name| {
-            name.strip_prefix("blocks.")?
-                .split_once('.')?
-                .0
-                .parse()
-                .ok()
-        })
-        .max()
-        .map_or(0, |last: usize| last + 1);
+    let layers = number_of_layers(&shapes).map_err(|problem| CheckpointError::Tensors {
+        path: path.to_path_buf(),
+        architecture: S::ARCHITECTURE.into(),
+        problems: vec![problem],
+    })?;
     let (vocab_size, embed_width) = matrix("emb.weight");
     let lifted = shapes.contains_key("blocks.0.lift.weight");
     let n_embd = if lifted {
@@ -88,7 +106,14 @@ pub fn config<S: ChannelMixerConfig>(
         shapes
             .get("blocks.0.att.v1")
             .and_then(|shape| shape.last().copied())
-            .or_else(|| Some(metadata?.config.get("value_rank")?.as_u64()? as usize))
+            .or_else(|| {
+                metadata?
+                    .config
+                    .get("value_rank")?
+                    .as_u64()?
+                    .try_into()
+                    .ok()
+            })
             .unwrap_or(fresh.value_rank)
     };
     if !problems.is_empty() {
@@ -111,7 +136,7 @@ pub fn config<S: ChannelMixerConfig>(
     let norm_prefix = metadata.and_then(|metadata| metadata.config.get("norm_prefix")?.as_u64());
     let config = Rwkv7Config {
         head_size,
-        norm_prefix: norm_prefix.map(|prefix| prefix as usize),
+        norm_prefix: norm_prefix.map(|prefix| usize::try_from(prefix).unwrap_or(usize::MAX)),
         decay_rank,
         in_context_rank,
         value_rank,

@@ -5,7 +5,8 @@ use std::path::Path;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
-use crate::{Rwkv7Config, config::ChannelMixerConfig};
+use super::read::LARGEST_JSON;
+use crate::{Rwkv7Config, config::ChannelMixerConfig, files, messages::brief};
 
 /// Architecture and configuration of a model, as a checkpoint file or the `config.json` beside it says them.
 ///
@@ -60,14 +61,14 @@ impl ModelMetadata {
             true => path,
             false => path.parent().unwrap_or(path),
         };
-        let text = std::fs::read_to_string(folder.join("config.json")).ok()?;
+        let text = files::read_text(&folder.join("config.json"), LARGEST_JSON).ok()?;
         serde_json::from_str(&text).ok()
     }
 
     /// Fields in which the two models differ so that a state of one is invalid for the other, one line a field.
     pub(super) fn differences(&self, model: &Self) -> Vec<String> {
         let difference = |field: &str, found: &str, expected: &str| {
-            format!("`{field}` is {found}, this model's is {expected}")
+            format!("`{field}` is {}, this model's is {expected}", brief(found))
         };
         if self.architecture != model.architecture {
             let (found, expected) = (&self.architecture, &model.architecture);

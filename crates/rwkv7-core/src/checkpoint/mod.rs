@@ -14,6 +14,9 @@
 //! | safetensors in flash-linear-attention's Hugging Face layout | yes | [`Format::Fla`], a folder |
 //! | Burn record `.bpk` | yes | [`Format::Burn`] |
 //!
+//! Files come from elsewhere, so nothing in them is trusted: no code runs, names in an index lead to no other folder, and no number
+//! sizes memory before the length of the file bounds the number.
+//!
 //! All dimensions come from the shapes of the tensors. The [`metadata`](ModelMetadata) of a file add what no shape shows.
 //!
 //! Burn loads these files itself too, as the documentation of [`Rwkv7`] shows.
@@ -21,16 +24,20 @@
 mod convert;
 mod error;
 mod fla;
+mod header;
 mod infer;
 mod metadata;
 mod model;
 mod names;
 mod parameters;
 mod read;
+mod recognise;
 mod state;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests;
+mod values;
+mod wrappers;
 mod write;
 
 use std::{
@@ -89,7 +96,9 @@ impl Checkpoint {
     /// As [`open`](Self::open).
     pub fn from_safetensors(name: &str, bytes: &'static [u8]) -> Result<Self, CheckpointError> {
         let path = Path::new(name);
-        Self::new(path, read::safetensors(path, Arc::new(bytes))?)
+        let raw = read::safetensors(path, Arc::new(bytes))?;
+        read::bounded(path, &raw)?;
+        Self::new(path, raw)
     }
 
     /// The tensors of a model in memory, which is of this configuration.
@@ -115,10 +124,20 @@ impl Checkpoint {
     }
 
     fn new(path: &Path, raw: read::RawCheckpoint) -> Result<Self, CheckpointError> {
-        let scheme = raw
-            .scheme
-            .unwrap_or_else(|| names::scheme(raw.tensors.iter().map(|t| &t.name)));
-        let mut tensors = names::to_official(raw.tensors, scheme);
+        let (scheme, found) = match raw.scheme {
+            Some(scheme) => (scheme, raw.tensors),
+            None => {
+                let found = wrappers::strip(raw.tensors);
+                (names::scheme(found.iter().map(|t| &t.name)), found)
+            }
+        };
+        let mut tensors = names::to_official(found, scheme);
+        if let Some(head) = names::tied_head(&tensors)
+            && scheme != NamingScheme::Burn
+            && fla::is_tied(path)?
+        {
+            tensors.push(head);
+        }
         tensors.sort_by(|a, b| a.name.cmp(&b.name));
         let problems = names::duplicates(&tensors);
         if !problems.is_empty() {
@@ -201,10 +220,19 @@ impl Checkpoint {
     ///
     /// # Errors
     ///
-    /// [`CheckpointError::Architecture`] if the model is of another architecture, [`CheckpointError::Contradiction`] if the metadata
-    /// contradict the tensors, and [`CheckpointError::Tensors`] with every missing tensor.
+    /// [`CheckpointError::OtherContent`] if the file is no model of RWKV-7's kind, [`CheckpointError::Architecture`] if the model is
+    /// of another architecture, [`CheckpointError::Contradiction`] if the metadata contradict the tensors, and
+    /// [`CheckpointError::Tensors`] with the missing tensors.
     pub fn config<S: ChannelMixerConfig>(&self) -> Result<Rwkv7Config<S>, CheckpointError> {
         let tensors = self.named_for::<S>();
+        if let Some((found, remedy)) = recognise::other_model(&tensors) {
+            return Err(CheckpointError::OtherContent {
+                path: self.path.clone(),
+                found,
+                remedy: remedy.into(),
+            });
+        }
+        self.check_types()?;
         let found = infer::other_architecture::<S>(&tensors);
         match (self.architecture(), found) {
             (Some(said), _) if said != S::ARCHITECTURE => Err(CheckpointError::Architecture {
@@ -267,8 +295,8 @@ impl Checkpoint {
     ///
     /// # Errors
     ///
-    /// If the tensors are not those of a model of this configuration, if one is damaged, or if writing fails; then nothing
-    /// is written.
+    /// If the tensors are not those of a model of this configuration, if one is damaged, holds values that are not finite or that
+    /// `dtype` cannot hold, or if writing fails; then nothing is written.
     pub fn save<S: ChannelMixerConfig>(
         &self,
         config: &Rwkv7Config<S>,
@@ -277,10 +305,8 @@ impl Checkpoint {
         dtype: Option<DType>,
     ) -> Result<(), CheckpointError> {
         self.check(config)?;
-        for tensor in &self.tensors {
-            tensor.to_bytes().map_err(|e| self.damaged(e.to_string()))?;
-        }
-        save_tensors(path, config, self.named_for::<S>(), format, dtype)
+        let tensors = self.named_for::<S>();
+        model::save_from(Some(&self.path), path, config, tensors, format, dtype)
     }
 
     fn damaged(&self, reason: String) -> CheckpointError {
@@ -291,8 +317,22 @@ impl Checkpoint {
         }
     }
 
+    /// Checks that all tensors are floating-point numbers.
+    fn check_types(&self) -> Result<(), CheckpointError> {
+        let is_float = |dtype| matches!(dtype, DType::F64 | DType::F32 | DType::F16 | DType::BF16);
+        match self.tensors.iter().find(|tensor| !is_float(tensor.dtype)) {
+            None => Ok(()),
+            Some(tensor) => Err(CheckpointError::Dtype {
+                path: self.path.clone(),
+                tensor: tensor.name.clone(),
+                found: tensor.dtype.name().into(),
+            }),
+        }
+    }
+
     /// Lists every tensor that is missing, unknown or of the wrong shape for a model of this configuration.
     fn check<S: ChannelMixerConfig>(&self, config: &Rwkv7Config<S>) -> Result<(), CheckpointError> {
+        self.check_types()?;
         let mut problems = Vec::new();
         let mut expected = expected_tensors(config);
         for tensor in self.named_for::<S>() {

@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use burn::tensor::{DType, Device, FloatDType, TensorData};
+use burn::tensor::{DType, Device, FloatDType};
 use burn_store::{
     BurnToPyTorchAdapter, FloatCastAdapter, ModuleAdapter, ModuleSnapshot, PyTorchToBurnAdapter,
     bridge, burn_pack::Tensor as PackTensor,
@@ -17,7 +17,12 @@ use crate::{
     layers::{ChannelMix, ChannelMixer},
 };
 
-use super::{Checkpoint, CheckpointError, Format, ModelMetadata, fla, names, read::CONFIG, write};
+use super::{
+    Checkpoint, CheckpointError, Format, ModelMetadata, fla, names,
+    read::CONFIG,
+    values::{self, NotFinite},
+    write,
+};
 
 /// Loads an RWKV-7 model with f32 parameters from a checkpoint of any format.
 ///
@@ -32,7 +37,7 @@ pub fn load(path: &Path, device: &Device) -> Result<(Rwkv7Config, Rwkv7Lm), Chec
 ///
 /// # Errors
 ///
-/// [`CheckpointError::Write`]; then what was at `path` before is still there.
+/// As [`save_tensors`]; then what was at `path` before is still there.
 pub fn save<S: ChannelMixerConfig>(
     path: &Path,
     config: &Rwkv7Config<S>,
@@ -107,47 +112,14 @@ fn watched(tensor: PackTensor, report: Arc<Mutex<Vec<String>>>) -> PackTensor {
     let (name, dtype, shape) = (tensor.name.clone(), tensor.dtype, tensor.shape.clone());
     let label = name.clone();
     bridge::map_data(tensor, name, dtype, shape, move |data| {
-        let count = count_not_finite(&data);
-        if count > 0 {
-            let line = format!("{label}: {count} of {} values", data.num_elements());
+        if let Some(found) = NotFinite::find(&data) {
             report
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
-                .push(line);
+                .push(found.line(&label, data.num_elements()));
         }
         data
     })
-}
-
-/// Counts NaN and infinities by the bits of the exponent, which are all ones in both.
-fn count_not_finite(data: &TensorData) -> usize {
-    let bytes = data.as_bytes();
-    let half = |mask: u16| {
-        let (values, _) = bytes.as_chunks::<2>();
-        values
-            .iter()
-            .filter(|&&b| u16::from_le_bytes(b) & mask == mask)
-            .count()
-    };
-    match data.dtype() {
-        DType::F64 => {
-            let (values, _) = bytes.as_chunks::<8>();
-            values
-                .iter()
-                .filter(|&&b| !f64::from_le_bytes(b).is_finite())
-                .count()
-        }
-        DType::F32 => {
-            let (values, _) = bytes.as_chunks::<4>();
-            values
-                .iter()
-                .filter(|&&b| !f32::from_le_bytes(b).is_finite())
-                .count()
-        }
-        DType::BF16 => half(0x7f80),
-        DType::F16 => half(0x7c00),
-        _ => 0,
-    }
 }
 
 /// A model's tensors under their official names, read when they are written.
@@ -170,8 +142,9 @@ pub fn config_json<S: ChannelMixerConfig>(config: &Rwkv7Config<S>) -> serde_json
 ///
 /// # Errors
 ///
-/// [`CheckpointError::Write`]; then what was at `path` before is still there. [`CheckpointError::NoSuchLayout`] if the format
-/// has no names for this architecture.
+/// [`CheckpointError::NotFinite`] for values that are no finite numbers and [`CheckpointError::Overflow`] for values that `dtype`
+/// cannot hold. [`CheckpointError::NoSuchLayout`] if the format has no names for this architecture. [`CheckpointError::Write`] if
+/// writing fails; then what was at `path` before is still there.
 pub fn save_tensors<S: ChannelMixerConfig>(
     path: &Path,
     config: &Rwkv7Config<S>,
@@ -179,13 +152,28 @@ pub fn save_tensors<S: ChannelMixerConfig>(
     format: Format,
     dtype: Option<DType>,
 ) -> Result<(), CheckpointError> {
+    save_from(None, path, config, tensors, format, dtype)
+}
+
+/// [`save_tensors`] of the tensors in the file `source`, which errors name.
+pub(super) fn save_from<S: ChannelMixerConfig>(
+    source: Option<&Path>,
+    path: &Path,
+    config: &Rwkv7Config<S>,
+    tensors: Vec<PackTensor>,
+    format: Format,
+    dtype: Option<DType>,
+) -> Result<(), CheckpointError> {
+    let checksums = values::check(source, path, &tensors, dtype)?;
     let tensors: Vec<PackTensor> = tensors
         .into_iter()
         .map(|tensor| write::cast(tensor, dtype))
         .collect();
     let metadata = config_json(config).to_string();
     match format {
-        Format::Official => write::safetensors(path, &tensors, [(CONFIG, metadata)]),
+        Format::Official => {
+            write::safetensors(path, &tensors, checksums, [(CONFIG, metadata)])?.commit()
+        }
         Format::Burn => write::burnpack(path, names::to_burn(tensors, S::Layer::NAME), &metadata),
         Format::Fla
             if S::Layer::NAME != ChannelMix::NAME
@@ -198,13 +186,16 @@ pub fn save_tensors<S: ChannelMixerConfig>(
             })
         }
         Format::Fla => {
-            std::fs::create_dir_all(path).map_err(|source| CheckpointError::Write {
-                path: path.to_path_buf(),
-                source,
-            })?;
+            let folder = write::NewFolder::make(path)?;
             let tensors = names::to_fla(tensors);
-            write::safetensors(&path.join("model.safetensors"), &tensors, [])?;
-            write::json(&path.join("config.json"), &fla::config(config, &tensors))
+            let model = path.join("model.safetensors");
+            let checksums = write::checksums(&model, &tensors)?;
+            let model = write::safetensors(&model, &tensors, checksums, [])?;
+            let config = write::json(&path.join("config.json"), &fla::config(config, &tensors))?;
+            model.commit()?;
+            config.commit()?;
+            folder.keep();
+            Ok(())
         }
     }
 }

@@ -8,10 +8,12 @@ use std::collections::BTreeMap;
 use burn::tensor::{Shape, TensorData};
 use burn_store::{bridge, burn_pack::Tensor as PackTensor};
 
+use super::wrappers::unwrapped;
+
 /// Whose names the tensors of a file have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NamingScheme {
-    /// The official ones, also under the prefixes `rwkv7.` (Hugging Face) and `_forward_module.` (DeepSpeed).
+    /// The official ones, also under the prefixes `model.` and `rwkv7.` (Hugging Face).
     Official,
     /// flash-linear-attention's, in Hugging Face layout.
     Fla,
@@ -169,8 +171,11 @@ pub fn is_unused(name: &str) -> bool {
 
 fn official_prefix(mut tensor: PackTensor) -> PackTensor {
     let mut name = tensor.name.as_str();
-    for prefix in ["_forward_module.", "model.", "rwkv7."] {
-        name = name.strip_prefix(prefix).unwrap_or(name);
+    while let Some(rest) = ["model.", "rwkv7."]
+        .iter()
+        .find_map(|prefix| name.strip_prefix(prefix))
+    {
+        name = unwrapped(rest);
     }
     tensor.name = name.to_string();
     tensor
@@ -313,6 +318,19 @@ fn split_fused(tensor: &PackTensor, layer: &str) -> Vec<PackTensor> {
             })
         })
         .collect()
+}
+
+/// The embedding as the head, for files without a head.
+pub fn tied_head(tensors: &[PackTensor]) -> Option<PackTensor> {
+    let find = |name: &str| tensors.iter().find(|tensor| tensor.name == name);
+    match find("head.weight") {
+        Some(_) => None,
+        None => {
+            let mut head = find("emb.weight")?.clone();
+            head.name = "head.weight".into();
+            Some(head)
+        }
+    }
 }
 
 /// Names that occur twice.

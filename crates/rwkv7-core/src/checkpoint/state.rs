@@ -60,7 +60,8 @@ impl<S: StateTensors> State<S> {
             .collect();
         let config = (CONFIG, config_json(config).to_string());
         let unread = unread.map(|token| (UNREAD, token.to_string()));
-        write::safetensors(path, &tensors, [config].into_iter().chain(unread))
+        let metadata = [config].into_iter().chain(unread);
+        write::safetensors(path, &tensors, write::checksums(path, &tensors)?, metadata)?.commit()
     }
 
     /// The state in a file, of the shapes and on the devices of `self` (see [`Rwkv7::zero_state`](crate::Rwkv7::zero_state)), and
@@ -89,7 +90,9 @@ impl<S: StateTensors> State<S> {
                 return Err(StateError::OtherModel { file, differences });
             }
         }
-        let tensors = Checkpoint::new(path, raw)?.read_all()?;
+        let checkpoint = Checkpoint::new(path, raw)?;
+        checkpoint.check_types()?;
+        let tensors = checkpoint.read_all()?;
         Ok((self.with_values(&file, tensors)?, unread))
     }
 }

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     MatmulPrecision,
-    config::{ChannelMixerConfig, ConfigError, LayerDims},
+    config::{ChannelMixerConfig, ConfigError, LARGEST_DIMENSION, LayerDims, check_size},
     init::LayerInit,
     ops,
     state::{StateError, StateTensors, TensorReader, TensorWriter},
@@ -64,14 +64,12 @@ impl ChannelMixerConfig for ChannelMixConfig {
     const ARCHITECTURE: &'static str = "rwkv7";
 
     fn validate(&self, _dims: &LayerDims) -> Result<(), ConfigError> {
-        match self.ffn_size {
-            0 => Err(ConfigError::field("ffn.ffn_size", 0, "at least 1")),
-            _ => Ok(()),
-        }
+        check_size("ffn.ffn_size", self.ffn_size, LARGEST_DIMENSION)
     }
 
     fn num_params(&self, dims: &LayerDims) -> usize {
-        dims.n_embd + 2 * dims.n_embd * self.ffn_size
+        let factors = self.ffn_size.saturating_mul(2).saturating_add(1);
+        dims.n_embd.saturating_mul(factors)
     }
 
     fn of_checkpoint(

@@ -106,8 +106,9 @@ impl<S: Growable> Stages<S> {
 /// embedding does not count, as its rows are looked up. A step reads or changes each value of the state about nine times, and
 /// training does three times the work of a step.
 fn flops_per_token<S: Growable>(config: &Rwkv7Config<S>) -> f64 {
-    let table = config.vocab_size * config.embed_width.unwrap_or(config.n_embd);
-    let matrices = config.num_params() - table;
+    let width = config.embed_width.unwrap_or(config.n_embd);
+    let table = config.vocab_size.saturating_mul(width);
+    let matrices = config.num_params().saturating_sub(table);
     6.0 * matrices as f64 + 27.0 * config.num_state_values() as f64
 }
 
