@@ -131,6 +131,7 @@ impl<M: ChannelMixer> Block<M> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use serde::{Deserialize, Serialize};
 
