@@ -747,7 +747,7 @@ fn the_list_of_models_has_the_parameters_beside_the_names() {
         assert_eq!(line.unwrap().next(), Some(count), "{printed}");
     };
     beside("1.5b-meta-state-paper", "504,402,432");
-    beside("reverse-rwkv7", "104,896");
+    beside("reverse-rwkv7", "162,368");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! The sizes that a run goes through, planned before it starts.
 
 use burn::tensor::Device;
-use rwkv7_core::{Rwkv7, Rwkv7Config, config::ChannelMixerConfig};
+use rwkv7_core::{Rwkv7, Rwkv7Config};
 use scaling::{Growable, Plan};
 use serde_json::{Value, json};
 use zoo::{AnyConfig, TargetError, changed};
@@ -117,7 +117,7 @@ impl<S: Growable> Stages<S> {
 /// Floating-point operations that training takes for each token: six for each parameter, and 27 for each value of the state. The
 /// embedding does not count, as its rows are looked up. A step reads or changes each value of the state about nine times, and
 /// training does three times the work of a step.
-fn flops_per_token<S: ChannelMixerConfig>(config: &Rwkv7Config<S>) -> f64 {
+fn flops_per_token<S: Growable>(config: &Rwkv7Config<S>) -> f64 {
     let width = config.embed_width.unwrap_or(config.n_embd);
     let table = config.vocab_size.saturating_mul(width);
     let matrices = config.num_params().saturating_sub(table);
