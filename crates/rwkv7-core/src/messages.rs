@@ -4,7 +4,7 @@
 const LINES: usize = 20;
 
 /// Number of characters of a text that a message shows.
-const CHARACTERS: usize = 400;
+const CHARACTERS: usize = 800;
 
 /// The first lines, and how many more there are.
 pub(crate) fn listed(lines: &[String]) -> String {
@@ -39,7 +39,7 @@ mod tests {
         let shown = listed(&lines);
         assert_eq!(shown.lines().count(), 21);
         assert!(shown.ends_with("line 19\n  and 99980 more"), "{shown}");
-        assert_eq!(brief(&"ä".repeat(100_000)).chars().count(), 401);
+        assert_eq!(brief(&"ä".repeat(100_000)).chars().count(), CHARACTERS + 1);
         assert_eq!(brief("a\x1b[2Jb"), "a\u{fffd}[2Jb");
     }
 }
