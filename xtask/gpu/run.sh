@@ -24,24 +24,25 @@ part() {
     local name=$1 limit=$2 started ended status result
     shift 2
     echo "== $name, at most $limit s: $*"
-    started=$(date +%s.%N)
+    started=$(date +%s%N)
     timeout --kill-after=5 "$limit" "$@" 2>&1 | tee "$results/$name.log"
     status=${PIPESTATUS[0]}
-    ended=$(date +%s.%N)
+    ended=$(date +%s%N)
     case $status in
         0) result=$(summary "$results/$name.log") ;;
         124 | 137) result="over its limit of $limit s" ;;
         *) result="failed with status $status: $(grep -i -m 1 -E 'error|panicked|FAILED' "$results/$name.log")" ;;
     esac
-    printf '| %s | %.1f | %s |\n' "$name" "$(echo "$ended - $started" | bc)" "$result" | tee -a "$table"
+    printf '| %s | %d | %s |\n' "$name" $(((ended - started) / 1000000000)) "$result" | tee -a "$table"
 }
 
 # The figure of a part: speed of a step, the tests that passed, the result of a training.
 summary() {
-    local speed
+    local speed first
+    first=$(grep -o '"seconds":\[[0-9.]*' "$1" | tail -n 1 | cut -d '[' -f 2)
     speed=$(grep -o '"tokens_per_second_best":[0-9.]*' "$1" | tail -n 1 | cut -d : -f 2)
     if [ -n "$speed" ]; then
-        printf '%.0f tokens/s' "$speed"
+        printf '%.0f tokens/s, the first step or text in %.1f s' "$speed" "$first"
     else
         grep -E '^(test result|held-out|device )' "$1" | tail -n 1 | sed 's/; [0-9]* ignored.*//'
     fi
@@ -63,16 +64,16 @@ else
     recipe=()
 fi
 
-part devices 60 "$programs/metastate" devices
-part first-start 150 "$programs/training_step" --device "$device" "${small[@]}"
-part second-start 60 "$programs/training_step" --device "$device" "${small[@]}"
-part tests 100 "$programs/tests" --test-threads 4 "${tests[@]}"
+part devices 40 "$programs/metastate" devices
+part first-start 130 "$programs/training_step" --device "$device" "${small[@]}"
+part second-start 50 "$programs/training_step" --device "$device" "${small[@]}"
+part tests 90 "$programs/tests" --test-threads 4 "${tests[@]}"
 part large-step 90 "$programs/training_step" --device "$device" "${large[@]}"
-part large-step-bf16 60 "$programs/training_step" --device "$device" --precision bf16 "${large[@]}"
+part large-step-bf16 50 "$programs/training_step" --device "$device" --precision bf16 "${large[@]}"
 part generation 40 "$programs/training_step" --device "$device" "${write[@]}"
-[ -n "${TINY:-}" ] || part operator 40 "$programs/operator" --bench --max-time 2 forward
+[ -n "${TINY:-}" ] || part operator 30 "$programs/operator" --bench --max-time 2 forward
 rm -rf run
-part training 90 "$programs/metastate" train --no-tui --device "$device" --out run "${recipe[@]}"
+part training 70 "$programs/metastate" train --no-tui --device "$device" --out run "${recipe[@]}"
 
 echo
 cat "$table"

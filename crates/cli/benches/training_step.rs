@@ -3,8 +3,8 @@
 
 #[path = "../src/device.rs"]
 mod device;
-// The bench reports no progress.
-#[allow(dead_code)]
+// The bench reports no progress and has no tests.
+#[allow(dead_code, unused_imports)]
 #[path = "../src/kernels.rs"]
 mod kernels;
 #[path = "../src/memory.rs"]

@@ -123,3 +123,37 @@ fn of_step(error: &TrainError) -> Option<DeviceFailure> {
 pub fn command(run: impl FnOnce() -> Outcome) -> Outcome {
     device::watch(run).unwrap_or_else(|failure| Err(OnDevice::Other { failure }.into()))
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_that_is_full_in_training_names_the_batch_and_the_checkpoint() {
+        let out = std::env::temp_dir().join(format!("metastate-failure-{}", std::process::id()));
+        let settings = ["batch_size=12".to_string(), "accumulation=2".to_string()];
+        let recipe = Recipe::load("reverse").unwrap().with_overrides(&settings);
+        let recipe = recipe.unwrap();
+        let full = "IO error\nCaused by:\n  out of device memory allocating 4096 bytes";
+        let text = training(&recipe, &out, || panic!("{full}"))
+            .unwrap_err()
+            .to_string();
+        for part in [
+            "4096 bytes",
+            "batch_size=12",
+            "batch_size=6",
+            "accumulation=4",
+        ] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+        assert!(!text.contains("checkpoint"), "{text}");
+        let lost = "The device is poisoned\nCaused by:\n  reset by the driver";
+        let text = training(&recipe, &out, || panic!("{lost}"))
+            .unwrap_err()
+            .to_string();
+        assert!(text.contains("reset by the driver"), "{text}");
+        let text = command(|| panic!("{full}")).unwrap_err().to_string();
+        assert!(text.contains("smaller model"), "{text}");
+    }
+}

@@ -79,10 +79,21 @@ pub fn dashboard() {
 
 /// Counts a kernel that is being compiled, and prints a line now and then.
 pub fn compiled() {
-    let line = with(|progress| {
-        progress.kernels += 1;
-        let now = Instant::now();
-        let (first, last) = *progress.times.get_or_insert((now, None));
+    let (line, dashboard) = with(|progress| (progress.count(Instant::now()), progress.dashboard));
+    match line {
+        Some(line) if !dashboard => log::info!("{line}"),
+        Some(line) if io::stderr().is_terminal() => {
+            let _ = write!(io::stderr(), "\x1b]2;{line}\x07");
+        }
+        _ => {}
+    }
+}
+
+impl Progress {
+    /// Counts a kernel, and gives the line that is due.
+    fn count(&mut self, now: Instant) -> Option<String> {
+        self.kernels += 1;
+        let (first, last) = *self.times.get_or_insert((now, None));
         let due = match last {
             None => now - first >= PATIENCE,
             Some(last) => now - last >= INTERVAL,
@@ -90,23 +101,44 @@ pub fn compiled() {
         if !due {
             return None;
         }
-        progress.times = Some((first, Some(now)));
-        Some((line(progress.kernels, progress.kept), progress.dashboard))
-    });
-    match line {
-        Some((line, false)) => log::info!("{line}"),
-        Some((line, true)) if io::stderr().is_terminal() => {
-            let _ = write!(io::stderr(), "\x1b]2;{line}\x07");
-        }
-        _ => {}
+        self.times = Some((first, Some(now)));
+        let kept = match self.kept {
+            true => ", kept for next time",
+            false => "",
+        };
+        let kernels = self.kernels;
+        Some(format!("compiling kernels for this GPU{kept}: {kernels}"))
     }
-}
-
-fn line(kernels: usize, kept: bool) -> String {
-    let kept = if kept { ", kept for next time" } else { "" };
-    format!("compiling kernels for this GPU{kept}: {kernels}")
 }
 
 fn with<T>(change: impl FnOnce(&mut Progress) -> T) -> T {
     change(&mut PROGRESS.lock().unwrap_or_else(PoisonError::into_inner))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_comes_after_a_while_and_then_now_and_again() {
+        let mut progress = Progress {
+            kernels: 0,
+            times: None,
+            kept: true,
+            dashboard: false,
+        };
+        let start = Instant::now();
+        let seconds = [0, 1, 2, 4, 6, 13, 14, 15];
+        let lines = seconds.map(|second| progress.count(start + Duration::from_secs(second)));
+        let numbers: Vec<usize> = (0..8)
+            .filter(|i| lines[*i].is_some())
+            .map(|i| i + 1)
+            .collect();
+        assert_eq!(numbers, [4, 7], "{lines:?}");
+        let line = lines[3].as_deref();
+        assert_eq!(
+            line,
+            Some("compiling kernels for this GPU, kept for next time: 4")
+        );
+    }
 }

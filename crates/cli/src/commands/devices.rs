@@ -28,7 +28,11 @@ const LIMIT: Duration = Duration::from_secs(120);
 pub fn run(args: Devices) -> Outcome {
     if let Some(name) = args.describe {
         let device = device::open(Some(&name))?;
-        report(true, json!(Support::of(&device)), String::new);
+        let object = json!({
+            "supports": Support::of(&device),
+            "kernels": kernels_object(kernels::keep()),
+        });
+        report(true, object, String::new);
         return Ok(());
     }
     let cache = kernels::keep();
@@ -120,7 +124,9 @@ fn describe(name: &str) -> Result<Support, String> {
     };
     let (stdout, stderr) = (text(stdout), text(stderr));
     if status.success() {
-        return serde_json::from_str(&stdout).map_err(|error| error.to_string());
+        return serde_json::from_str(&stdout)
+            .and_then(|mut found: Value| serde_json::from_value(found["supports"].take()))
+            .map_err(|error| error.to_string());
     }
     let said = |start: &str| {
         let line = stderr.lines().find(|line| line.starts_with(start));

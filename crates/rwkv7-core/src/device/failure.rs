@@ -11,13 +11,13 @@ use std::{
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DeviceFailure {
     /// The memory of the device is full.
-    #[error("the device has no memory left{}", of_bytes(.bytes))]
+    #[error("the device has no memory left{}", .bytes.map(|bytes| format!(" for {bytes} bytes more")).unwrap_or_default())]
     OutOfMemory {
         /// Bytes that were asked for, where the driver says it.
         bytes: Option<u64>,
     },
     /// One tensor is larger than the device allows for one buffer.
-    #[error("a tensor is larger than the largest buffer of the device{}", of_bytes(.bytes))]
+    #[error("a tensor{} is larger than the device allows", .bytes.map(|bytes| format!(" of {bytes} bytes")).unwrap_or_default())]
     TensorTooLarge {
         /// Bytes of the tensor, where the driver says it.
         bytes: Option<u64>,
@@ -34,14 +34,6 @@ pub enum DeviceFailure {
         /// The message of the compiler.
         reason: String,
     },
-}
-
-/// ` (… bytes were asked for)`, or nothing.
-fn of_bytes(bytes: &Option<u64>) -> String {
-    match bytes {
-        Some(bytes) => format!(", and {bytes} bytes more were asked for"),
-        None => String::new(),
-    }
 }
 
 /// Parts of the messages of CubeCL, wgpu and the drivers for memory that is full.
@@ -147,20 +139,22 @@ fn reason(message: &str) -> String {
 ///
 /// [`DeviceFailure`].
 pub fn watch<T>(work: impl FnOnce() -> T) -> Result<T, DeviceFailure> {
-    let (result, messages) = caught(work, |message| {
-        is_echo(message) || DeviceFailure::from_message(message).is_some()
+    let failure = |messages: &[String]| {
+        let mut messages = messages.iter();
+        messages.find_map(|message| DeviceFailure::from_message(message))
+    };
+    let (result, messages) = caught(work, move |message, earlier| {
+        DeviceFailure::from_message(message).is_some()
+            || is_echo(message) && failure(earlier).is_some()
     });
     result.map_err(|panic| {
-        let told = messages
-            .iter()
-            .find_map(|message| DeviceFailure::from_message(message));
-        match (told, messages.iter().find(|message| is_echo(message))) {
-            (Some(failure), _) => failure,
-            (None, Some(_)) => DeviceFailure::Lost {
-                reason: "its thread has ended".into(),
-            },
-            (None, None) => panic::resume_unwind(panic),
-        }
+        let own = text(panic.as_ref()).unwrap_or_default();
+        // Panics of before may be ones that were got over, as a kernel that tuning tries in vain.
+        let told = match is_echo(&own) {
+            true => failure(&messages),
+            false => DeviceFailure::from_message(&own),
+        };
+        told.unwrap_or_else(|| panic::resume_unwind(panic))
     })
 }
 
@@ -171,7 +165,7 @@ pub fn watch<T>(work: impl FnOnce() -> T) -> Result<T, DeviceFailure> {
 /// The message of the first panic, in whichever thread, if `work` panics. The panic of `work` itself often says no more than that
 /// another thread has ended.
 pub fn first_panic<T>(work: impl FnOnce() -> T) -> Result<T, String> {
-    let (result, messages) = caught(work, |_| true);
+    let (result, messages) = caught(work, |_, _| true);
     result.map_err(|panic| {
         let own = text(panic.as_ref());
         let told = messages.into_iter().find(|message| !is_echo(message));
@@ -189,11 +183,11 @@ fn is_echo(message: &str) -> bool {
         .any(|name| message.contains(name))
 }
 
-/// Runs `work`. Panics for whose messages `silent` says yes are not printed. Beside the result, the messages of all panics, oldest
-/// first.
+/// Runs `work`. A panic is not printed if `silent` says so of its message and the messages before. Beside the result, the messages
+/// of all panics, oldest first.
 fn caught<T>(
     work: impl FnOnce() -> T,
-    silent: impl Fn(&str) -> bool + Send + Sync + 'static,
+    silent: impl Fn(&str, &[String]) -> bool + Send + Sync + 'static,
 ) -> (Result<T, Box<dyn Any + Send>>, Vec<String>) {
     let messages = Arc::new(Mutex::new(Vec::new()));
     let previous: Arc<dyn Fn(&PanicHookInfo<'_>) + Send + Sync> = panic::take_hook().into();
@@ -201,11 +195,13 @@ fn caught<T>(
         let (messages, previous) = (messages.clone(), previous.clone());
         Box::new(move |info| {
             let message = text(info.payload()).unwrap_or_default();
-            if !silent(&message) {
+            let mut messages = messages.lock().unwrap_or_else(PoisonError::into_inner);
+            let silent = silent(&message, &messages);
+            messages.push(message);
+            drop(messages);
+            if !silent {
                 previous(info);
             }
-            let mut messages = messages.lock().unwrap_or_else(PoisonError::into_inner);
-            messages.push(message);
         })
     });
     let result = panic::catch_unwind(AssertUnwindSafe(work));
