@@ -54,7 +54,7 @@ use burn::{
     tensor::Tensor,
     train::{InferenceStep, TrainOutput, TrainStep},
 };
-use rwkv7_core::{MatmulPrecision, Rwkv7, layers::ChannelMixer, loss, optimizer::clip_global_norm};
+use rwkv7_core::{MatmulPrecision, Rwkv7, layers::ChannelMixer, loss, optimizer};
 
 use super::{
     growth::{FrozenEntries, GrowthHook},
@@ -234,11 +234,11 @@ impl<M: ChannelMixer> TrainStep for LmStep<M> {
         rate: ModuleLearningRate,
         mut grads: GradientsParams,
     ) -> Self {
-        let norm = clip_global_norm(&self.model, &mut grads, self.settings.clip_norm);
+        let norm = optimizer::clip_global_norm(&self.model, &mut grads, self.settings.clip_norm);
         self.norm.set(norm);
         let frozen = self.state.frozen(&self.model);
         let before = frozen.map(|frozen| (frozen, self.model.clone()));
-        let mut trained = optimizer.step(rate, self, grads);
+        let mut trained = optimizer::step(optimizer, rate, self, grads);
         if let Some((frozen, before)) = before {
             trained.model = frozen.hold(&before, trained.model);
         }
@@ -365,7 +365,7 @@ mod tests {
             let mut grads = TrainStep::step(&model, batch(0..4)).grads;
             let before = flat(&model.model, &grads);
             let norm = norm_of(&before);
-            let reported = clip_global_norm(&model.model, &mut grads, share * norm);
+            let reported = optimizer::clip_global_norm(&model.model, &mut grads, share * norm);
             let reported = f64::from(reported.into_scalar::<f32>());
             assert!((reported - norm).abs() < 1e-4 * norm, "{reported}, {norm}");
             let after = flat(&model.model, &grads);

@@ -27,6 +27,8 @@ mod dtype;
 #[cfg(feature = "gpu")]
 mod gpu;
 mod multi_output;
+#[cfg(feature = "gpu")]
+pub(crate) mod parameters;
 pub mod reference;
 mod wkv7;
 
@@ -419,12 +421,21 @@ pub(crate) fn has_bf16_matmul(device: &Device) -> bool {
 }
 
 /// Whether there is an [`adamw`] for these tensors.
-pub(crate) fn has_adamw<const D: usize>(parameter: &Tensor<D>, gradient: &Tensor<D>) -> bool {
-    takes_cpu_kernel(parameter) && takes_cpu_kernel(gradient)
+pub(crate) fn has_adamw<const D: usize>(
+    parameter: &Tensor<D>,
+    gradient: &Tensor<D>,
+    state: &AdaptiveMomentumState<D>,
+) -> bool {
+    let tensors = [parameter, gradient, &state.moment_1, &state.moment_2];
+    #[cfg(feature = "gpu")]
+    if tensors.into_iter().all(parameters::takes_kernel) {
+        return true;
+    }
+    tensors.into_iter().all(takes_cpu_kernel)
 }
 
 /// One step of AdamW in one pass over memory, for tensors that [`has_adamw`] says yes to.
-#[cfg_attr(not(feature = "flex"), allow(unused_variables))]
+#[cfg_attr(not(any(feature = "flex", feature = "gpu")), allow(unused_variables))]
 pub(crate) fn adamw<const D: usize>(
     config: &OptimizerConfig,
     rate: f64,
@@ -432,6 +443,10 @@ pub(crate) fn adamw<const D: usize>(
     gradient: Tensor<D>,
     state: AdaptiveMomentumState<D>,
 ) -> (Tensor<D>, AdaptiveMomentumState<D>) {
+    #[cfg(feature = "gpu")]
+    if parameters::takes_kernel(&parameter) {
+        return parameters::adamw(config, rate, parameter, gradient, state);
+    }
     #[cfg(feature = "flex")]
     return backends::flex::adamw(config, rate, parameter, gradient, state);
     #[cfg(not(feature = "flex"))]

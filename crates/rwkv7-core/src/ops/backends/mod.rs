@@ -11,6 +11,8 @@ pub(super) mod cubecl;
 #[cfg(feature = "flex")]
 pub(super) mod flex;
 mod keys;
+#[cfg(feature = "gpu")]
+pub(super) mod parameters;
 mod token_shift;
 pub(super) mod wkv7;
 

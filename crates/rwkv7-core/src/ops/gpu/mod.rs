@@ -9,6 +9,7 @@
 pub mod activation;
 pub mod key_preparation;
 pub mod layer_norm;
+pub mod parameters;
 pub mod read_out;
 pub mod removal_key;
 pub mod rows;
