@@ -54,7 +54,7 @@ use burn::{
     tensor::Tensor,
     train::{InferenceStep, TrainOutput, TrainStep},
 };
-use rwkv7_core::{MatmulPrecision, Rwkv7, layers::ChannelMixer, loss, optimizer};
+use rwkv7_core::{MatmulPrecision, Rwkv7, layers::ChannelMixer, loss::ModelLoss, optimizer};
 
 use super::{
     growth::{FrozenEntries, GrowthHook},
@@ -177,28 +177,18 @@ impl<M: ChannelMixer> LmStep<M> {
         }
     }
 
-    /// Mean loss and logits' hits on a batch, and the logits.
-    fn run(&self, batch: LmBatch) -> (Tensor<1>, Tensor<3>, StepOutput) {
-        let [rows, time] = batch.inputs.dims();
-        let (logits, _) = self.model.forward(batch.inputs, None);
-        let loss = loss::cross_entropy(logits.clone(), batch.targets.clone(), batch.mask.clone());
-        let hits = logits
-            .clone()
-            .inner()
-            .argmax(2)
-            .reshape([rows, time])
-            .equal(batch.targets.inner())
-            .float();
-        let hits = match batch.mask {
-            Some(mask) => hits * mask.inner(),
-            None => hits,
-        };
+    /// The loss on a batch, and what is reported of it.
+    fn run(&self, batch: LmBatch, l2_wrap: bool) -> (Tensor<1>, StepOutput) {
+        let tokens = batch.inputs.shape().num_elements();
+        let ModelLoss { loss, correct } =
+            self.model
+                .loss(batch.inputs, batch.targets, batch.mask, l2_wrap);
         let output = StepOutput {
             loss: loss.clone().inner(),
-            correct: hits.sum(),
+            correct,
             norm: NormCell::default(),
             counted: batch.counted,
-            tokens: rows * time,
+            tokens,
             numbers: None,
             layers: self
                 .model
@@ -207,7 +197,7 @@ impl<M: ChannelMixer> LmStep<M> {
                 .map(|block| block.ffn.measurements())
                 .collect(),
         };
-        (loss, logits, output)
+        (loss, output)
     }
 }
 
@@ -216,10 +206,7 @@ impl<M: ChannelMixer> TrainStep for LmStep<M> {
     type Output = StepOutput;
 
     fn step(&self, batch: LmBatch) -> TrainOutput<StepOutput> {
-        let (mut loss, logits, output) = self.run(batch);
-        if self.settings.l2_wrap {
-            loss = loss + loss::l2_wrap(logits);
-        }
+        let (loss, output) = self.run(batch, self.settings.l2_wrap);
         let share = loss / self.settings.accumulation as f64;
         let output = StepOutput {
             norm: self.norm.next(),
@@ -277,7 +264,7 @@ impl<M: ChannelMixer> InferenceStep for LmStep<M> {
     type Output = StepOutput;
 
     fn step(&self, batch: LmBatch) -> StepOutput {
-        self.run(batch).2
+        self.run(batch, false).1
     }
 }
 

@@ -26,6 +26,7 @@ mod cpu;
 mod dtype;
 #[cfg(feature = "gpu")]
 mod gpu;
+pub(crate) mod head_loss;
 mod multi_output;
 #[cfg(feature = "gpu")]
 pub(crate) mod parameters;
@@ -55,6 +56,7 @@ use backends::{
 };
 
 pub use dtype::{narrow, widen};
+pub(crate) use head_loss::head_loss;
 pub(crate) use reference::prefix_norm;
 pub use reference::unit;
 pub(crate) use wkv7::with_narrow_keys;
@@ -391,13 +393,23 @@ fn activation<const D: usize>(x: Tensor<D>, activation: Activation) -> Tensor<D>
     Tensor::from_dispatch(Dispatch::activation(x.into_dispatch(), activation))
 }
 
-/// Softmax cross-entropy in nats of every row, `[rows]`, for `logits [rows, V]` and `targets [rows]`.
+/// Softmax cross-entropy in nats of every row, `[rows]`, for `logits [rows, V]` and `targets [rows]`; half precision is widened.
 pub(crate) fn cross_entropy(logits: Tensor<2>, targets: Tensor<1, Int>) -> Tensor<1> {
-    if !takes_cpu_kernel(&logits) {
-        return reference::cross_entropy(logits, targets);
+    if !takes_loss_kernel(&logits) {
+        return reference::cross_entropy(widen(logits), targets);
     }
     let (logits, targets) = (logits.into_dispatch(), targets.into_dispatch());
     Tensor::from_dispatch(Dispatch::cross_entropy(logits, targets))
+}
+
+/// Whether [`cross_entropy`] has a kernel for these logits.
+fn takes_loss_kernel(logits: &Tensor<2>) -> bool {
+    takes_kernel(logits, [], 6)
+}
+
+/// Whether [`head_loss`] runs on a GPU's kernels for a head `weight [C, V]`. On the CPU the logits are computed at once.
+pub(crate) fn has_head_loss(weight: &Tensor<2>) -> bool {
+    takes_loss_kernel(weight) && !is_cpu(&weight.device())
 }
 
 /// `x w` for `x [rows, in]` and `w [in, out]`, both rounded to bf16; sums are f32.

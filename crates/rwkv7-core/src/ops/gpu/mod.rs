@@ -7,6 +7,7 @@
 //! fixed order.
 
 pub mod activation;
+pub mod cross_entropy;
 pub mod key_preparation;
 pub mod layer_norm;
 pub mod parameters;
