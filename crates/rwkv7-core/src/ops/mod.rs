@@ -1,4 +1,4 @@
-//! The operations that a layer calls, and the one decision which path computes them.
+//! The operations that a layer calls, each by the path that the device has for them.
 //!
 //! The WKV-7 recurrence and the reads of its states are [`wkv7()`], [`wkv7_traced`] and [`read_states`]; the other operations
 //! are its neighbours in a layer, the loss and the optimizer. A path is one of:
@@ -30,6 +30,7 @@ pub(crate) mod head_loss;
 mod multi_output;
 #[cfg(feature = "gpu")]
 pub(crate) mod parameters;
+mod path;
 pub mod reference;
 mod wkv7;
 
@@ -37,10 +38,6 @@ mod wkv7;
 #[allow(clippy::unwrap_used)]
 mod tests;
 
-use std::sync::OnceLock;
-
-#[cfg(any(feature = "flex", feature = "gpu"))]
-use burn::backend::DispatchDevice;
 use burn::{
     backend::Dispatch,
     optim::AdaptiveMomentumState,
@@ -54,6 +51,7 @@ use backends::{
     RemovalKeyOps, RemovalKeyTensors, SixTokenShiftTensors, TokenShiftOps, TokenShiftTensors,
     ValueResidualOps, ValueResidualTensors,
 };
+use path::{Path, is_cpu, takes_cpu_kernel, takes_heads, takes_kernel};
 
 pub use dtype::{narrow, widen};
 pub(crate) use head_loss::head_loss;
@@ -61,97 +59,6 @@ pub(crate) use reference::prefix_norm;
 pub use reference::unit;
 pub(crate) use wkv7::with_narrow_keys;
 pub use wkv7::{Side, Trace, Wkv7Input, read_states, wkv7, wkv7_traced};
-
-/// What computes an operation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Path {
-    Custom,
-    Chunked,
-    Reference,
-}
-
-impl Path {
-    /// The path that the environment asks for, and whether GPU kernels shall take as few storage buffers as in browsers.
-    fn asked() -> (Option<Self>, bool) {
-        static ASKED: OnceLock<(Option<Path>, bool)> = OnceLock::new();
-        *ASKED.get_or_init(|| {
-            let names = ["RWKV7_OP", "RWKV7_OPERATOR"];
-            let Some((name, asked)) = names
-                .iter()
-                .find_map(|name| Some((name, std::env::var(name).ok()?)))
-            else {
-                return (None, false);
-            };
-            match asked.as_str() {
-                "chunked" => (Some(Self::Chunked), false),
-                "reference" | "oracle" => (Some(Self::Reference), false),
-                "custom" => (None, false),
-                "packed" => (None, true),
-                _ => panic!(
-                    "{name} is `{asked}`, expected custom, packed, chunked or reference (or oracle)"
-                ),
-            }
-        })
-    }
-
-    /// The path of the recurrence.
-    fn of_wkv7(input: &Wkv7Input) -> Self {
-        if let (Some(asked), _) = Self::asked() {
-            asked
-        } else if input.r.dtype() != DType::F64 && wkv7::is_custom(input) {
-            Self::Custom
-        } else if input.r.dims()[1] == 1 {
-            Self::Reference
-        } else {
-            Self::Chunked
-        }
-    }
-}
-
-/// Whether an operation that has a kernel for the CPU alone runs it on this tensor, which is f32 and on the CPU then.
-fn takes_cpu_kernel<const D: usize>(x: &Tensor<D>) -> bool {
-    x.dtype() == DType::F32 && is_cpu(&x.device()) && Path::asked().0.is_none()
-}
-
-/// Whether an operation has a kernel for this tensor on its device, given the types of its other tensors. On a GPU the kernels
-/// may need no more than this many storage buffers.
-#[cfg_attr(not(feature = "gpu"), allow(unused_variables))]
-fn takes_kernel<const D: usize, const N: usize>(
-    x: &Tensor<D>,
-    others: [DType; N],
-    buffers: usize,
-) -> bool {
-    if Path::asked().0.is_some() || others.iter().any(|other| *other != x.dtype()) {
-        return false;
-    }
-    let device = x.device().inner();
-    match (device.as_dispatch(), x.dtype()) {
-        #[cfg(feature = "flex")]
-        (DispatchDevice::Flex(_), DType::F32) => true,
-        #[cfg(feature = "gpu")]
-        (cube @ DispatchDevice::Cube(_), DType::F32 | DType::F16 | DType::BF16) => {
-            device.supports_dtype(x.dtype())
-                && backends::cubecl::supports(cube, buffers, x.shape().num_elements())
-        }
-        #[allow(unreachable_patterns)]
-        _ => false,
-    }
-}
-
-/// Whether the device has kernels for heads of this size.
-fn takes_heads(device: &Device, size: usize) -> bool {
-    is_cpu(device) || size.is_multiple_of(16) && size <= 128
-}
-
-/// Whether the device is the CPU backend that has custom operations.
-fn is_cpu(device: &Device) -> bool {
-    match device.clone().inner().as_dispatch() {
-        #[cfg(feature = "flex")]
-        DispatchDevice::Flex(_) => true,
-        #[allow(unreachable_patterns)]
-        _ => false,
-    }
-}
 
 /// `h + (previous - h) ⊙ μ` for `h [batch, time, C]`, `last [batch, C]` the token before the first, and μ `[1, 1, C]`.
 pub(crate) fn token_shift(h: Tensor<3>, last: Tensor<2>, mu: Tensor<3>) -> Tensor<3> {

@@ -18,7 +18,7 @@ use crate::ops::{
 };
 
 /// Storage buffers of the kernel that has the most of them, inputs not packed. Browsers offer as few as 8.
-const BUFFERS: usize = 14;
+const BUFFERS: usize = 17;
 
 /// Whether the kernels are written for these sizes.
 pub fn supports(batch: usize, time: usize, heads: usize, value: usize, key: usize) -> bool {
@@ -266,8 +266,13 @@ impl Call {
             argument(&d_starts),
         ));
         let dims = self.input.k.shape();
-        let shape: Vec<usize> = std::iter::once(5).chain(dims.to_vec()).collect();
-        let d_keys = self.empty(shape.into());
+        let d_keys = match self.packed {
+            true => {
+                let shape: Vec<usize> = std::iter::once(5).chain(dims.to_vec()).collect();
+                vec![self.empty(shape.into())]
+            }
+            false => (0..5).map(|_| self.empty(dims.clone())).collect(),
+        };
         launched(gpu::gradient(
             client,
             self.dims,
@@ -279,14 +284,17 @@ impl Call {
             argument(&scratch),
             argument(&starts),
             argument(&d_starts),
-            argument(&d_keys),
+            arguments(&d_keys),
         ));
 
         let part = |i: usize| {
+            if !self.packed {
+                return d_keys[i].clone();
+            }
             let ranges: Vec<_> = std::iter::once(i..i + 1)
                 .chain(dims.iter().map(|&n| 0..n))
                 .collect();
-            let part = contiguous(kernel::slice(d_keys.clone(), &ranges));
+            let part = contiguous(kernel::slice(d_keys[0].clone(), &ranges));
             CubeBackend::float_reshape(part, dims.clone())
         };
         let like_inputs = |x| kernel::cast(x, self.input.r.dtype());

@@ -5,7 +5,7 @@ use cubecl::prelude::*;
 use super::column::{
     SLOT_DSA, SLOT_DY, SLOT_SA, SLOT_V, SLOT_X, add, dot, key, read_columns, scale_and_add,
 };
-use super::tile::{A, B, DZ, K, Quad, R, load, load_f32, token};
+use super::tile::{A, B, DZ, K, Quad, R, load, load_f32, part, token};
 use super::{Plan, TILE};
 
 /// Loads all slots of the tile with tokens `from..from + TILE`; SLOT_X only with a read.
@@ -37,6 +37,28 @@ fn load_values<F: Float>(
     }
 }
 
+/// Place of dlog_w in the list of gradients. The other gradients have the places of their keys.
+const LOG_W: usize = 4;
+
+/// Writes element `at` of gradient `which` of a list, or of the one buffer that holds them all.
+#[cube]
+fn write<N: Size>(
+    list: &mut Sequence<Box<[Vector<f32, N>]>>,
+    #[comptime] which: usize,
+    #[comptime] plan: Plan,
+    stride: usize,
+    at: usize,
+    x: Vector<f32, N>,
+) {
+    if plan.packed {
+        let all = list.index_mut(0usize);
+        all[which * stride + at] = x;
+    } else {
+        let own = list.index_mut(which);
+        own[at] = x;
+    }
+}
+
 /// The gradients that are sums over rows: dr, dlog_w, dk, da, db of one chunk.
 ///
 /// Forward through the chunk with the state, `dr_t = dy_t S_t` and `da_t = dsa_t S_{t-1}`; back with its gradient,
@@ -50,7 +72,7 @@ pub(super) fn gradient_kernel<F: Float, N: Size>(
     scratch: &[Quad<f32>],               // [2, batch, time, heads, value]: sa, dsa
     starts: &[Vector<f32, N>],           // [batch, heads, chunks, value, key]
     d_starts: &[Vector<f32, N>],         // [batch, heads, chunks + 1, value, key]
-    d_keys: &mut [Vector<f32, N>],       // [5, batch, time, heads, key]: dr, dk, da, db, dlog_w
+    mut d_keys: Sequence<Box<[Vector<f32, N>]>>, // dr, dk, da, db, dlog_w: [batch, time, heads, key]
     time: usize,
     heads: usize,
     #[comptime] plan: Plan,
@@ -98,10 +120,10 @@ pub(super) fn gradient_kernel<F: Float, N: Size>(
             scale_and_add::<N>(&mut columns, w, &tile, SLOT_SA * slot + q, b, plan);
             add::<N>(&mut columns, &tile, SLOT_V * slot + q, k, plan);
             let dr = dot::<N>(&columns, &tile, SLOT_DY * slot + q, plan);
-            d_keys[at] = dr;
-            d_keys[2 * stride + at] = da;
+            write::<N>(&mut d_keys, R, plan, stride, at, dr);
+            write::<N>(&mut d_keys, A, plan, stride, at, da);
             let before = passed + a * da;
-            d_keys[4 * stride + at] = before;
+            write::<N>(&mut d_keys, LOG_W, plan, stride, at, before);
             passed = before + r * dr;
             if plan.read {
                 let dz = key::<F, N>(&keys, DZ, plan, stride, at);
@@ -143,10 +165,11 @@ pub(super) fn gradient_kernel<F: Float, N: Size>(
             }
             let dk = dot::<N>(&columns, &tile, SLOT_V * slot + q, plan);
             let db = dot::<N>(&columns, &tile, SLOT_SA * slot + q, plan);
-            d_keys[stride + at] = dk;
-            d_keys[3 * stride + at] = db;
+            write::<N>(&mut d_keys, K, plan, stride, at, dk);
+            write::<N>(&mut d_keys, B, plan, stride, at, db);
             left -= k * dk + b * db;
-            d_keys[4 * stride + at] = left - d_keys[4 * stride + at];
+            let before = part::<Vector<f32, N>>(&d_keys, LOG_W, plan.packed, stride, at);
+            write::<N>(&mut d_keys, LOG_W, plan, stride, at, left - before);
             scale_and_add::<N>(&mut columns, w, &tile, SLOT_DSA * slot + q, a, plan);
         }
     }

@@ -200,7 +200,7 @@ pub fn backward(
 /// - `keys`: as in [`backward`]
 /// - `values`: dy, with `read` x, then v `[batch, time, heads, value]` in `dtype`, or one packed tensor of them
 /// - `starts`, `scratch`, `d_starts`: as [`forward`], [`replay`] and [`backward`] left them
-/// - out `d_keys`: `[5, batch, time, heads, key]` f32: dr, dk, da, db, dlog_w
+/// - out `d_keys`: dr, dk, da, db, dlog_w `[batch, time, heads, key]` f32, or one packed tensor of them if `keys` is one
 ///
 /// # Errors
 ///
@@ -216,11 +216,12 @@ pub fn gradient(
     scratch: TensorArg,
     starts: TensorArg,
     d_starts: TensorArg,
-    d_keys: TensorArg,
+    d_keys: Vec<TensorArg>,
 ) -> Result<(), LaunchError> {
     let plan = dims.plan(client, Line::Column, keys.len(), Some(read))?;
     let expected = if plan.packed { 1 } else { 2 + read as usize };
     count("values", values.len(), expected)?;
+    count("d_keys", d_keys.len(), if plan.packed { 1 } else { 5 })?;
     gradient_kernel::launch(
         client,
         CubeCount::Static(
@@ -236,7 +237,7 @@ pub fn gradient(
         scratch.into_buffer_arg(),
         starts.into_buffer_arg(),
         d_starts.into_buffer_arg(),
-        d_keys.into_buffer_arg(),
+        list(d_keys),
         dims.time,
         dims.heads,
         plan,

@@ -62,7 +62,7 @@
 //! | gradient, with a read | 7 | 10,240 / 20,480 |
 //!
 //! Every list of tensors may be given as one packed tensor instead, which keeps each kernel within the 8 storage buffers
-//! of a browser; unpacked, `gradient` has 13 with a read, and needs no copy.
+//! of a browser; unpacked, `gradient` has 17 with a read, and needs no copy.
 //!
 //! # Types
 //!
