@@ -8,12 +8,13 @@
 //! A part's logits are gone when the next part's are computed. The gradients are those of the loss itself; the backward pass
 //! multiplies them with the gradient that arrives.
 
-use burn::{
-    backend::Dispatch,
-    tensor::{FloatDType, Int, Tensor},
-};
+#[cfg(feature = "gpu")]
+use burn::backend::Dispatch;
+use burn::tensor::{FloatDType, Int, Tensor};
 
-use super::{backends::LossRowOps, is_cpu, reference, takes_loss_kernel, widen};
+#[cfg(feature = "gpu")]
+use super::{backends::LossRowOps, takes_loss_kernel};
+use super::{is_cpu, reference, widen};
 use crate::MatmulPrecision;
 
 /// Tokens whose logits are there at a time.
@@ -171,6 +172,7 @@ pub(crate) fn loss_rows(
     pull: f64,
     with_gradient: bool,
 ) -> LossRows {
+    #[cfg(feature = "gpu")]
     if with_gradient && takes_loss_kernel(&logits) && !is_cpu(&logits.device()) {
         let rows = Dispatch::loss_rows(
             logits.into_dispatch(),

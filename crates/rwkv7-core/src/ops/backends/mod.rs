@@ -246,6 +246,7 @@ fn rows_meta(logits: &TensorSpec) -> TensorSpec {
     TensorSpec::new(Shape::new([logits.shape[0]]), DType::F32)
 }
 
+#[cfg(feature = "gpu")]
 tensors! {
     /// Results of [`loss_rows`](super::head_loss::loss_rows).
     LossRowTensors {
@@ -259,7 +260,8 @@ tensors! {
 }
 
 /// [`loss_rows`](super::head_loss::loss_rows).
-#[backend_extension(Cube: cfg(feature = "gpu"), Fusion: cfg(feature = "gpu"))]
+#[cfg(feature = "gpu")]
+#[backend_extension(Cube, Fusion)]
 pub trait LossRowOps: Backend {
     /// Of logits `[rows, V]` for weights and targets `[rows]`.
     #[fusion(meta = |logits, _weights, _targets, _pull| loss_rows_meta(logits))]

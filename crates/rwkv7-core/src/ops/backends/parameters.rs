@@ -21,7 +21,10 @@ use burn_cubecl::{
 };
 use cubecl::prelude::TensorArg;
 
-use crate::ops::gpu::parameters::{self, NUMBERS};
+use crate::ops::{
+    Path,
+    gpu::parameters::{self, NUMBERS},
+};
 
 /// A tensor's share in a step of AdamW.
 #[derive(Clone, Debug)]
@@ -150,9 +153,14 @@ fn elements(x: &CubeTensor) -> usize {
     x.shape().num_elements()
 }
 
+/// Tensors of a launch that binds so many buffers for each, and so many others.
 fn group_size(like: &CubeTensor, buffers: usize, others: usize) -> usize {
-    let bindings = like.client.properties().hardware.max_bindings;
-    parameters::group_size(bindings as usize, buffers, others)
+    // Browsers offer as few as 7 beside the sizes.
+    let bindings = match Path::asked().1 {
+        true => 7,
+        false => like.client.properties().hardware.max_bindings as usize,
+    };
+    parameters::group_size(bindings, buffers, others)
 }
 
 /// The tensors' lengths, and the layout of a group of them on the device.

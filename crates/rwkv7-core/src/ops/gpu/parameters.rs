@@ -209,7 +209,7 @@ fn scale_kernel(
                 let tensor = &mut tensors[i];
                 let mut at = from;
                 while at < end {
-                    tensor[at] = tensor[at] * factor;
+                    tensor[at] *= factor;
                     at += UNITS;
                 }
             }
