@@ -98,7 +98,7 @@ const WGPU: &[Check] = &[
             ("BURN_DEVICE", "wgpu"),
             ("CUBECL_AUTOTUNE_LEVEL", "minimal"),
         ],
-        "cargo test --workspace --features wgpu --lib -- ops::tests::custom ops::tests::fused model::tests::step_and model::tests::padding",
+        "cargo test --workspace --features wgpu --lib -- ops::tests::custom ops::tests::fused ops::tests::loss ops::tests::parameters model::tests::step_and model::tests::padding",
     ),
     (
         "operations on WGPU as in a browser, without fusion",
@@ -108,7 +108,7 @@ const WGPU: &[Check] = &[
             ("RWKV7_OP", "packed"),
             ("BURN_FUSION_MAX_EXPLORATIONS", "0"),
         ],
-        "cargo test --workspace --features wgpu --lib -- ops::tests::custom ops::tests::fused",
+        "cargo test --workspace --features wgpu --lib -- ops::tests::custom ops::tests::fused ops::tests::loss ops::tests::parameters",
     ),
     (
         "WGPU against the CPU",
@@ -116,7 +116,7 @@ const WGPU: &[Check] = &[
             ("BURN_DEVICE", "wgpu"),
             ("CUBECL_AUTOTUNE_LEVEL", "minimal"),
         ],
-        "cargo test --workspace --features wgpu --test devices",
+        "cargo test --workspace --features wgpu --test devices --test launches",
     ),
 ];
 

@@ -280,6 +280,12 @@ impl<M: ChannelMixer> Rwkv7<M> {
         project(&self.head, self.ln_out.forward(x), self.precision)
     }
 
+    /// What the head multiplies with its weight, `[batch, time, C]`, of sequences from their first token on.
+    pub(crate) fn before_head(&self, tokens: Tensor<2, Int>) -> Tensor<3> {
+        let (x, _) = self.hidden(tokens, &Lengths::full(), None);
+        self.ln_out.forward(x)
+    }
+
     fn hidden(
         &self,
         tokens: Tensor<2, Int>,

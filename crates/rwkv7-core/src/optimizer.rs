@@ -10,7 +10,10 @@
 
 use burn::{
     module::{Module, ModuleVisitor, Param, ParamGroup},
-    optim::{AdamWConfig, AdamWState, GradientsParams, LearningRate, ModuleOptimizer, Optimizer},
+    optim::{
+        AdamWConfig, AdamWState, GradientsParams, LearningRate, ModuleOptimizer, Optimizer,
+        lr_scheduler::module_lr_scheduler::ModuleLearningRate,
+    },
     tensor::{Device, Tensor},
 };
 use serde::{Deserialize, Serialize};
@@ -107,7 +110,7 @@ impl Optimizer for AdamW {
         state: Option<AdamWState<D>>,
     ) -> (Tensor<D>, Option<AdamWState<D>>) {
         match state {
-            Some(state) if ops::has_adamw(&parameter, &gradient) => {
+            Some(state) if ops::has_adamw(&parameter, &gradient, &state.momentum) => {
                 let (parameter, state) =
                     ops::adamw(&self.0, rate, parameter, gradient, state.momentum);
                 (parameter, Some(AdamWState::new(state)))
@@ -121,6 +124,20 @@ impl Optimizer for AdamW {
     }
 }
 
+/// [`ModuleOptimizer::step`], the same results with fewer kernel launches on GPUs: parameters that AdamW trains share their
+/// launches. Other optimizers in the groups take their steps as ever.
+pub fn step<M: Module>(
+    optimizer: &mut ModuleOptimizer,
+    rate: impl Into<ModuleLearningRate>,
+    model: M,
+    gradients: GradientsParams,
+) -> M {
+    #[cfg(feature = "gpu")]
+    return ops::parameters::step(optimizer, rate.into(), model, gradients);
+    #[cfg(not(feature = "gpu"))]
+    optimizer.step(rate, model, gradients)
+}
+
 /// Scales gradients down to a global norm of `largest`; returns the norm before, `[1]`. Nothing is read from the device.
 ///
 /// burn-optim clips each tensor by itself; RWKV-7 is trained with one norm over all parameters. A norm that is not a number
@@ -130,6 +147,10 @@ pub fn clip_global_norm<M: ChannelMixer>(
     gradients: &mut GradientsParams,
     largest: f64,
 ) -> Tensor<1> {
+    #[cfg(feature = "gpu")]
+    if let Some(norm) = ops::parameters::clip(model, gradients, largest) {
+        return norm;
+    }
     struct Squares<'a> {
         gradients: &'a GradientsParams,
         sum: Option<Tensor<1>>,
@@ -170,6 +191,7 @@ pub fn clip_global_norm<M: ChannelMixer>(
         .recip()
         .mul_scalar(largest)
         .clamp_max(1.0);
+    let factor = factor.clone().mask_fill(factor.is_nan(), 1.0);
     model.visit(&mut Scale { gradients, factor });
     norm
 }

@@ -58,7 +58,7 @@ use burn::{
     tensor::Tensor,
     train::{InferenceStep, TrainOutput, TrainStep},
 };
-use rwkv7_core::{MatmulPrecision, Rwkv7, layers::ChannelMixer, loss, optimizer::clip_global_norm};
+use rwkv7_core::{MatmulPrecision, Rwkv7, layers::ChannelMixer, loss::ModelLoss, optimizer};
 
 use super::{
     growth::{FrozenEntries, GrowthHook},
@@ -203,30 +203,20 @@ impl<M: ChannelMixer> LmStep<M> {
         }
     }
 
-    /// Mean loss and logits' hits on a batch, and the logits.
-    fn run(&self, batch: LmBatch) -> (Tensor<1>, Tensor<3>, StepOutput) {
+    /// The loss on a batch, and what is reported of it.
+    fn run(&self, batch: LmBatch, l2_wrap: bool) -> (Tensor<1>, StepOutput) {
         let started = Instant::now();
-        let [rows, time] = batch.inputs.dims();
-        let (logits, _) = self.model.forward(batch.inputs, None);
-        let loss = loss::cross_entropy(logits.clone(), batch.targets.clone(), batch.mask.clone());
-        let hits = logits
-            .clone()
-            .inner()
-            .argmax(2)
-            .reshape([rows, time])
-            .equal(batch.targets.inner())
-            .float();
-        let hits = match batch.mask {
-            Some(mask) => hits * mask.inner(),
-            None => hits,
-        };
+        let tokens = batch.inputs.shape().num_elements();
+        let ModelLoss { loss, correct } =
+            self.model
+                .loss(batch.inputs, batch.targets, batch.mask, l2_wrap);
         let output = StepOutput {
             loss: loss.clone().inner(),
-            correct: hits.sum(),
+            correct,
             norm: NormCell::default(),
             started,
             counted: batch.counted,
-            tokens: rows * time,
+            tokens,
             numbers: None,
             layers: self
                 .model
@@ -235,7 +225,7 @@ impl<M: ChannelMixer> LmStep<M> {
                 .map(|block| block.ffn.measurements())
                 .collect(),
         };
-        (loss, logits, output)
+        (loss, output)
     }
 }
 
@@ -244,10 +234,7 @@ impl<M: ChannelMixer> TrainStep for LmStep<M> {
     type Output = StepOutput;
 
     fn step(&self, batch: LmBatch) -> TrainOutput<StepOutput> {
-        let (mut loss, logits, output) = self.run(batch);
-        if self.settings.l2_wrap {
-            loss = loss + loss::l2_wrap(logits);
-        }
+        let (loss, output) = self.run(batch, self.settings.l2_wrap);
         let share = loss / self.settings.accumulation as f64;
         let output = StepOutput {
             norm: self.norm.next(),
@@ -262,11 +249,11 @@ impl<M: ChannelMixer> TrainStep for LmStep<M> {
         rate: ModuleLearningRate,
         mut grads: GradientsParams,
     ) -> Self {
-        let norm = clip_global_norm(&self.model, &mut grads, self.settings.clip_norm);
+        let norm = optimizer::clip_global_norm(&self.model, &mut grads, self.settings.clip_norm);
         self.norm.set(norm);
         let frozen = self.state.frozen(&self.model);
         let before = frozen.map(|frozen| (frozen, self.model.clone()));
-        let mut trained = optimizer.step(rate, self, grads);
+        let mut trained = optimizer::step(optimizer, rate, self, grads);
         if let Some((frozen, before)) = before {
             trained.model = frozen.hold(&before, trained.model);
         }
@@ -305,7 +292,7 @@ impl<M: ChannelMixer> InferenceStep for LmStep<M> {
     type Output = StepOutput;
 
     fn step(&self, batch: LmBatch) -> StepOutput {
-        self.run(batch).2
+        self.run(batch, false).1
     }
 }
 
@@ -393,7 +380,7 @@ mod tests {
             let mut grads = TrainStep::step(&model, batch(0..4)).grads;
             let before = flat(&model.model, &grads);
             let norm = norm_of(&before);
-            let reported = clip_global_norm(&model.model, &mut grads, share * norm);
+            let reported = optimizer::clip_global_norm(&model.model, &mut grads, share * norm);
             let reported = f64::from(reported.into_scalar::<f32>());
             assert!((reported - norm).abs() < 1e-4 * norm, "{reported}, {norm}");
             let after = flat(&model.model, &grads);

@@ -26,8 +26,11 @@ mod cpu;
 mod dtype;
 #[cfg(feature = "gpu")]
 mod gpu;
+pub(crate) mod head_loss;
 mod in_words;
 mod multi_output;
+#[cfg(feature = "gpu")]
+pub(crate) mod parameters;
 mod path;
 pub mod reference;
 mod wkv7;
@@ -52,6 +55,7 @@ use backends::{
 use path::{Path, is_cpu, takes_cpu_kernel, takes_heads, takes_kernel};
 
 pub use dtype::{narrow, widen};
+pub(crate) use head_loss::head_loss;
 pub(crate) use in_words::recurrence_in_words;
 pub(crate) use reference::prefix_norm;
 pub use reference::unit;
@@ -298,13 +302,23 @@ fn activation<const D: usize>(x: Tensor<D>, activation: Activation) -> Tensor<D>
     Tensor::from_dispatch(Dispatch::activation(x.into_dispatch(), activation))
 }
 
-/// Softmax cross-entropy in nats of every row, `[rows]`, for `logits [rows, V]` and `targets [rows]`.
+/// Softmax cross-entropy in nats of every row, `[rows]`, for `logits [rows, V]` and `targets [rows]`; half precision is widened.
 pub(crate) fn cross_entropy(logits: Tensor<2>, targets: Tensor<1, Int>) -> Tensor<1> {
-    if !takes_cpu_kernel(&logits) {
-        return reference::cross_entropy(logits, targets);
+    if !takes_loss_kernel(&logits) {
+        return reference::cross_entropy(widen(logits), targets);
     }
     let (logits, targets) = (logits.into_dispatch(), targets.into_dispatch());
     Tensor::from_dispatch(Dispatch::cross_entropy(logits, targets))
+}
+
+/// Whether [`cross_entropy`] has a kernel for these logits.
+fn takes_loss_kernel(logits: &Tensor<2>) -> bool {
+    takes_kernel(logits, [], 6)
+}
+
+/// Whether [`head_loss`] runs on a GPU's kernels for a head `weight [C, V]`. On the CPU the logits are computed at once.
+pub(crate) fn has_head_loss(weight: &Tensor<2>) -> bool {
+    takes_loss_kernel(weight) && !is_cpu(&weight.device())
 }
 
 /// `x w` for `x [rows, in]` and `w [in, out]`, both rounded to bf16; sums are f32.
@@ -328,12 +342,21 @@ pub(crate) fn has_bf16_matmul(device: &Device) -> bool {
 }
 
 /// Whether there is an [`adamw`] for these tensors.
-pub(crate) fn has_adamw<const D: usize>(parameter: &Tensor<D>, gradient: &Tensor<D>) -> bool {
-    takes_cpu_kernel(parameter) && takes_cpu_kernel(gradient)
+pub(crate) fn has_adamw<const D: usize>(
+    parameter: &Tensor<D>,
+    gradient: &Tensor<D>,
+    state: &AdaptiveMomentumState<D>,
+) -> bool {
+    let tensors = [parameter, gradient, &state.moment_1, &state.moment_2];
+    #[cfg(feature = "gpu")]
+    if tensors.into_iter().all(parameters::takes_kernel) {
+        return true;
+    }
+    tensors.into_iter().all(takes_cpu_kernel)
 }
 
 /// One step of AdamW in one pass over memory, for tensors that [`has_adamw`] says yes to.
-#[cfg_attr(not(feature = "flex"), allow(unused_variables))]
+#[cfg_attr(not(any(feature = "flex", feature = "gpu")), allow(unused_variables))]
 pub(crate) fn adamw<const D: usize>(
     config: &OptimizerConfig,
     rate: f64,
@@ -341,6 +364,10 @@ pub(crate) fn adamw<const D: usize>(
     gradient: Tensor<D>,
     state: AdaptiveMomentumState<D>,
 ) -> (Tensor<D>, AdaptiveMomentumState<D>) {
+    #[cfg(feature = "gpu")]
+    if parameters::takes_kernel(&parameter) {
+        return parameters::adamw(config, rate, parameter, gradient, state);
+    }
     #[cfg(feature = "flex")]
     return backends::flex::adamw(config, rate, parameter, gradient, state);
     #[cfg(not(feature = "flex"))]

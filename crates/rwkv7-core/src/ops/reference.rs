@@ -7,6 +7,7 @@ use super::{
     KeyPreparation, Keys, ReadOut, Side, Wkv7Input,
     backends::Activation,
     dtype::{narrow, widen},
+    head_loss::LossRows,
 };
 
 /// e^(-1/2): the largest decay rate per token, `w ≥ exp(-DECAY_SCALE) = 0.545`.
@@ -171,4 +172,38 @@ pub(super) fn cross_entropy(logits: Tensor<2>, targets: Tensor<1, Int>) -> Tenso
     let rows = logits.dims()[0];
     let picked = activation::log_softmax(logits, 1).gather(1, targets.reshape([rows, 1]));
     -picked.reshape([rows])
+}
+
+pub(super) fn loss_rows(
+    logits: Tensor<2>,
+    weights: Tensor<1>,
+    targets: Tensor<1, Int>,
+    pull: f64,
+    with_gradient: bool,
+) -> LossRows {
+    let (dims, dtype) = (logits.dims(), logits.dtype());
+    let logits = widen(logits);
+    let (largest, place) = logits.clone().max_dim_with_indices(1);
+    let targets = targets.reshape([dims[0], 1]);
+    let hits = place.clone().equal(targets.clone()).float();
+    let losses = super::cross_entropy(logits.clone(), targets.clone().reshape([dims[0]]));
+    let gradient = with_gradient.then(|| {
+        let classes = Tensor::<1, Int>::arange(0..dims[1] as i64, &logits.device());
+        let classes: Tensor<2, Int> = classes.unsqueeze();
+        let at = |class: Tensor<2, Int>, values: Tensor<2>| {
+            let elsewhere = classes.clone().not_equal(class);
+            values.expand(dims).mask_fill(elsewhere, 0.0)
+        };
+        let weights: Tensor<2> = weights.unsqueeze_dim(1);
+        let slopes = activation::softmax(logits, 1) * weights.clone();
+        narrow(
+            slopes - at(targets, weights) + at(place, largest * pull),
+            dtype,
+        )
+    });
+    LossRows {
+        losses,
+        hits: hits.reshape([dims[0]]),
+        gradient,
+    }
 }

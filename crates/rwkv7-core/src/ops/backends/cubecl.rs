@@ -1,6 +1,7 @@
 //! The custom operations on GPUs; the kernels are in [`gpu`](crate::ops::gpu).
 
 mod activation;
+mod cross_entropy;
 mod key_preparation;
 mod layer_norm;
 mod read_out;

@@ -11,6 +11,8 @@ pub(super) mod cubecl;
 #[cfg(feature = "flex")]
 pub(super) mod flex;
 mod keys;
+#[cfg(feature = "gpu")]
+pub(super) mod parameters;
 mod token_shift;
 pub(super) mod wkv7;
 
@@ -20,6 +22,8 @@ use burn::backend::{
     Backend, ExtensionType, backend_extension,
     tensor::{FloatTensor, IntTensor},
 };
+#[cfg(feature = "gpu")]
+use burn::tensor::{DType, Shape};
 
 pub use keys::{
     KeyPreparationOps, KeyPreparationTensors, KeyTensors, RemovalKeyOps, RemovalKeyTensors,
@@ -216,17 +220,66 @@ pub trait ActivationOps: Backend {
 }
 
 /// [`cross_entropy`](super::cross_entropy).
-#[backend_extension(Flex: cfg(feature = "flex"), Autodiff)]
+#[backend_extension(
+    Cube: cfg(feature = "gpu"),
+    Flex: cfg(feature = "flex"),
+    Fusion: cfg(feature = "gpu"),
+    Autodiff,
+)]
 pub trait CrossEntropyOps: Backend {
-    /// `[rows]`, of logits `[rows, V]` for targets `[rows]`.
+    /// `[rows]` f32, of logits `[rows, V]` for targets `[rows]`.
+    #[fusion(meta = |logits, _targets| rows_meta(logits))]
     fn cross_entropy(logits: FloatTensor<Self>, targets: IntTensor<Self>) -> FloatTensor<Self>;
 
     /// The gradient of the logits.
+    #[fusion(dtype = logits, shape = logits)]
     fn cross_entropy_backward(
         logits: FloatTensor<Self>,
         gradient: FloatTensor<Self>,
         targets: IntTensor<Self>,
     ) -> FloatTensor<Self>;
+}
+
+/// One f32 number for each row.
+#[cfg(feature = "gpu")]
+fn rows_meta(logits: &TensorSpec) -> TensorSpec {
+    TensorSpec::new(Shape::new([logits.shape[0]]), DType::F32)
+}
+
+#[cfg(feature = "gpu")]
+tensors! {
+    /// Results of [`loss_rows`](super::head_loss::loss_rows).
+    LossRowTensors {
+        /// `[rows]` f32.
+        losses,
+        /// `[rows]` f32.
+        hits,
+        /// `[rows, V]`, in the type of the logits.
+        gradient,
+    }
+}
+
+/// [`loss_rows`](super::head_loss::loss_rows).
+#[cfg(feature = "gpu")]
+#[backend_extension(Cube, Fusion)]
+pub trait LossRowOps: Backend {
+    /// Of logits `[rows, V]` for weights and targets `[rows]`.
+    #[fusion(meta = |logits, _weights, _targets, _pull| loss_rows_meta(logits))]
+    fn loss_rows(
+        logits: FloatTensor<Self>,
+        weights: FloatTensor<Self>,
+        targets: IntTensor<Self>,
+        pull: f32,
+    ) -> LossRowTensors<Self>;
+}
+
+#[cfg(feature = "gpu")]
+fn loss_rows_meta(logits: &TensorSpec) -> LossRowTensorsMetadata {
+    LossRowTensorsMetadata {
+        losses: rows_meta(logits),
+        hits: rows_meta(logits),
+        gradient: logits.clone(),
+    }
 }
 
 tensors! {

@@ -7,8 +7,10 @@
 //! fixed order.
 
 pub mod activation;
+pub mod cross_entropy;
 pub mod key_preparation;
 pub mod layer_norm;
+pub mod parameters;
 pub mod read_out;
 pub mod removal_key;
 pub mod rows;

@@ -5,6 +5,8 @@ pub mod case;
 mod custom;
 #[cfg(feature = "flex")]
 mod fused;
+mod loss;
+mod parameters;
 mod refusals;
 pub mod scalar;
 
