@@ -270,6 +270,7 @@ fn cube_number() -> usize {
 
 /// The tensor that a block is of.
 #[cube]
+#[allow(clippy::needless_range_loop)]
 fn tensor_of(block: usize, layout: &[u32], #[comptime] count: usize) -> usize {
     let mut tensor = 0usize;
     for i in 1..count {
