@@ -105,9 +105,6 @@ impl RunData {
             let range = 0..validation.len();
             (validation, 0..text.len(), range)
         };
-        if tokens.text_bytes(range.clone(), tokenizer.as_ref())? == 0 {
-            return Err(DataError::Blank { part: "validation" });
-        }
         let validation = ValidationWindows::new(tokens.clone(), range.clone(), recipe.context)?
             .at_most(recipe.validation_batches, recipe.batch_size);
         let training = TrainingWindows::new(
@@ -118,6 +115,9 @@ impl RunData {
             recipe.seed,
             recipe.sampling,
         )?;
+        if tokens.text_bytes(range.clone(), tokenizer.as_ref())? == 0 {
+            return Err(DataError::Blank { part: "validation" });
+        }
         Ok(Self {
             training: Arc::new(training),
             validation: Arc::new(validation),
