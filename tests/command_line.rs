@@ -1,6 +1,7 @@
 //! The command line from outside: what users type, and what they get when something is wrong.
 #![allow(clippy::unwrap_used)]
 
+mod runs;
 mod workdir;
 
 use std::io::Write;

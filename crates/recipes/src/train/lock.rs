@@ -87,7 +87,7 @@ fn in_use(folder: &Path, file: &mut File) -> TrainError {
     let holder = match (read, pid, since) {
         (Ok(_), Some(pid), Some(since)) => {
             let seconds = now().as_secs().saturating_sub(since);
-            format!("process {pid}, for {}", duration(seconds))
+            format!("process {pid} (for {})", duration(seconds))
         }
         _ => "another process".into(),
     };
