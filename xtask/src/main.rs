@@ -1,10 +1,9 @@
 //! Checks and measurements for people who work on this repository: `cargo xtask ci`, `cargo xtask bench`,
-//! `cargo xtask study`, `cargo xtask growth`, `cargo xtask fuzz`, `cargo xtask gpu`.
+//! `cargo xtask study`, `cargo xtask growth`, `cargo xtask fuzz`.
 
 #![allow(clippy::print_stderr)]
 
 mod bench;
-mod gpu;
 mod study;
 
 use std::{
@@ -41,8 +40,6 @@ enum Task {
         #[arg(default_value_t = 100_000)]
         files: usize,
     },
-    /// Builds what a machine with a GPU needs into one folder, with one script that tests, times and trains.
-    Gpu(gpu::Gpu),
 }
 
 /// A check: its name, the environment that it needs, its command.
@@ -127,7 +124,6 @@ fn main() -> ExitCode {
         Task::Study(study) => study.run(),
         Task::Growth(growth) => growth.run(),
         Task::Fuzz { files } => return fuzz(files),
-        Task::Gpu(gpu) => gpu.run(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,9 +1,6 @@
 //! What a device is and what it supports, in words and numbers for the person who chooses one.
 
-use burn::{
-    backend::DispatchDevice,
-    tensor::{DType, Device},
-};
+use burn::tensor::{DType, Device};
 use serde::{Deserialize, Serialize};
 
 use crate::ops;
@@ -69,7 +66,7 @@ impl Support {
         };
         match device.as_dispatch() {
             #[cfg(feature = "gpu")]
-            DispatchDevice::Cube(device) => cpu.with_properties(&device.client()),
+            burn::backend::DispatchDevice::Cube(device) => cpu.with_properties(&device.client()),
             #[allow(unreachable_patterns)]
             _ => cpu,
         }
@@ -116,9 +113,9 @@ fn threads() -> usize {
 pub fn kind(device: &Device) -> String {
     match device.clone().inner().as_dispatch() {
         #[cfg(feature = "gpu")]
-        DispatchDevice::Cube(device) => gpu_kind(device).into(),
+        burn::backend::DispatchDevice::Cube(device) => gpu_kind(device).into(),
         #[cfg(feature = "flex")]
-        DispatchDevice::Flex(_) => "processor".into(),
+        burn::backend::DispatchDevice::Flex(_) => "processor".into(),
         #[allow(unreachable_patterns)]
         other => format!("{other:?}"),
     }
