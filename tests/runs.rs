@@ -247,7 +247,7 @@ fn numbers_that_no_machine_can_hold_are_refused_before_anything_is_written() {
         dir.fails(&train(&["--out", "run", "--set", setting]), &[key]);
         assert!(!dir.path("run").exists(), "{setting}");
     }
-    let grow = r#"grow=[{"after":5,"to":{"n_layer":1000000000}}]"#;
+    let grow = r#"grow=[{"after":5,"to":{"n_embd":65536}}]"#;
     dir.fails(&train(&["--out", "run", "--set", grow]), &["memory"]);
 }
 

@@ -122,8 +122,7 @@ mod tests {
         check(&["arch=meta-state", "batch_size=64"]).unwrap();
         for setting in [
             "batch_size=1000000000000",
-            "model.n_layer=1000000000",
-            "model.vocab_size=1000000000000",
+            "model.n_embd=65536",
             "max_digits=1000000000000",
         ] {
             let error = check(&[setting]).unwrap_err().to_string();
