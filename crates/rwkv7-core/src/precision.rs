@@ -22,7 +22,7 @@ pub enum MatmulPrecision {
 /// The device has no bf16 products.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "{device}: has no bf16 products (processors need AVX-512 BF16, GPUs bf16 tensors); use products f32"
+    "{device}: has no bf16 products (processors need AVX-512 BF16, GPUs bf16 tensors); set matmul_precision to f32"
 )]
 pub struct MatmulPrecisionError {
     /// The device.
@@ -40,7 +40,7 @@ impl MatmulPrecision {
             return Ok(());
         }
         Err(MatmulPrecisionError {
-            device: format!("{device:?}"),
+            device: crate::device::kind(device),
         })
     }
 

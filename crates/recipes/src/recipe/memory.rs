@@ -1,7 +1,7 @@
 //! How much memory training takes, so that a number with some zeros too many is an error and not the end of the program.
 
 use burn::tensor::Device;
-use rwkv7_core::{Rwkv7Config, config::ChannelMixerConfig};
+use rwkv7_core::{Rwkv7Config, config::ChannelMixerConfig, device::kind};
 
 use super::{Recipe, RecipeError, Task};
 
@@ -34,7 +34,8 @@ impl Recipe {
         // The logits, their gradient and their probabilities.
         let logits = 3.0 * config.vocab_size as f64;
         let needed = PARAMETER * parameters + 4.0 * tokens * (kept + logits);
-        let limit = match is_cpu(device).then(memory).flatten() {
+        let processor = kind(device) == "processor";
+        let limit = match processor.then(memory).flatten() {
             Some(memory) => MARGIN * memory,
             None => MOST,
         };
@@ -73,10 +74,6 @@ fn parameters<S: ChannelMixerConfig>(config: &Rwkv7Config<S>) -> f64 {
         None => width,
     };
     layers * width * (4.0 * width + 2.0 * ranks + mixer) + 2.0 * vocab * width
-}
-
-fn is_cpu(device: &Device) -> bool {
-    format!("{device:?}").contains("Flex")
 }
 
 /// Bytes of this machine's memory, where the system tells.
