@@ -281,7 +281,7 @@ fn training_of_the_practical_layer_stays_finite() {
 #[test]
 fn training_at_a_low_rate_stays_finite() {
     for config in [MetaStateConfig::paper(), MetaStateConfig::practical()] {
-        trains(&small(&config), 1e-4, MatmulPrecision::F32, 300);
+        trains(&small(&config), 1e-4, MatmulPrecision::F32, 1000);
     }
 }
 
