@@ -2,7 +2,7 @@
 
 use cubecl::prelude::*;
 
-use super::rows::{column, sigmoid};
+use super::rows::{Place, load, sigmoid};
 use crate::ops::backends::Activation;
 
 /// `y = f(x)` of a block of rows. NaN stays NaN.
@@ -16,13 +16,12 @@ pub fn forward_kernel<F: Float, N: Size>(
     #[comptime] function: Activation,
     #[define(F)] _dtype: ElemType,
 ) {
-    let column = column();
-    let from = CUBE_POS_Y as usize * block;
-    let to = (from + block).min(rows);
-    if column < across {
-        for row in from..to {
+    let place = Place::new(rows, across, block);
+    let column = place.column;
+    if place.is_inside {
+        for row in place.from..place.to {
             let at = row * across + column;
-            let x = Vector::<f32, N>::cast_from(x[at]);
+            let x = load(x, at);
             let value = match comptime![function] {
                 Activation::ReluSquared => {
                     let zero = Vector::<f32, N>::new(0.0);
@@ -52,15 +51,14 @@ pub fn backward_kernel<F: Float, N: Size>(
     #[comptime] function: Activation,
     #[define(F)] _dtype: ElemType,
 ) {
-    let column = column();
-    let from = CUBE_POS_Y as usize * block;
-    let to = (from + block).min(rows);
-    if column < across {
+    let place = Place::new(rows, across, block);
+    let column = place.column;
+    if place.is_inside {
         let one = Vector::<f32, N>::new(1.0);
-        for row in from..to {
+        for row in place.from..place.to {
             let at = row * across + column;
-            let y = Vector::<f32, N>::cast_from(y[at]);
-            let d = Vector::<f32, N>::cast_from(gradient[at]);
+            let y = load(y, at);
+            let d = load(gradient, at);
             let slope = match comptime![function] {
                 Activation::ReluSquared => {
                     let positive = Vector::sqrt(y);

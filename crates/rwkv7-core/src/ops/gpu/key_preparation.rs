@@ -13,7 +13,7 @@ use cubecl::prelude::*;
 
 use super::{
     removal_key::{Normalised, backward, inverse_norm},
-    rows::{Quad, column, one_sum, shared_size, sigmoid, sum_place, total, two_sums},
+    rows::{Place, Quad, load, one_sum, shared_size, sigmoid, sum_place, total, two_sums},
 };
 use crate::ops::reference::DECAY_SCALE;
 
@@ -41,23 +41,21 @@ pub fn forward_kernel<F: Float>(
     #[define(F)] _dtype: ElemType,
 ) {
     let mut tile = Shared::<[Quad<f32>]>::new_slice(comptime![shared_size(units, lanes)]);
-    let is_inside = column() < across;
-    let column = column().min(across - 1);
-    let w0 = Quad::<f32>::cast_from(w0[column]);
-    let a0 = Quad::<f32>::cast_from(a0[column]);
-    let k_k = Quad::<f32>::cast_from(k_k[column]);
-    let k_a = Quad::<f32>::cast_from(k_a[column]);
-    let from = CUBE_POS_Y as usize * block;
-    let to = (from + block).min(rows);
-    for row in from..to {
+    let place = Place::new(rows, across, block);
+    let column = place.column;
+    let w0 = load(w0, column);
+    let a0 = load(a0, column);
+    let k_k = load(k_k, column);
+    let k_a = load(k_a, column);
+    for row in place.from..place.to {
         let at = row * across + column;
-        let key = Quad::<f32>::cast_from(k[at]);
+        let key = load(k, at);
         let removal = key * k_k;
         let square = total(&mut tile, row % 2, one_sum(removal * removal), units, lanes);
         let removal = removal * Quad::new(inverse_norm(square.extract(0usize)));
-        let (rate, rest) = sigmoid(Quad::<f32>::cast_from(a_pre[at]) + a0);
-        let (decay, _) = sigmoid(Quad::<f32>::cast_from(w_pre[at]) + w0);
-        if is_inside {
+        let (rate, rest) = sigmoid(load(a_pre, at) + a0);
+        let (decay, _) = sigmoid(load(w_pre, at) + w0);
+        if place.is_inside {
             log_w[at] = decay * Quad::new(SCALE);
             k_tilde[at] = Quad::cast_from(key - key * rest * k_a);
             a[at] = -removal;
@@ -92,31 +90,29 @@ pub fn backward_kernel<F: Float>(
     #[define(F)] _dtype: ElemType,
 ) {
     let mut tile = Shared::<[Quad<f32>]>::new_slice(comptime![shared_size(units, lanes)]);
-    let is_inside = column() < across;
-    let column = column().min(across - 1);
-    let w0 = Quad::<f32>::cast_from(w0[column]);
-    let a0 = Quad::<f32>::cast_from(a0[column]);
-    let k_k = Quad::<f32>::cast_from(k_k[column]);
-    let k_a = Quad::<f32>::cast_from(k_a[column]);
+    let place = Place::new(rows, across, block);
+    let column = place.column;
+    let w0 = load(w0, column);
+    let a0 = load(a0, column);
+    let k_k = load(k_k, column);
+    let k_a = load(k_a, column);
     let mut d_w0 = Quad::<f32>::new(0.0);
     let mut d_a0 = Quad::<f32>::new(0.0);
     let mut d_k_k = Quad::<f32>::new(0.0);
     let mut d_k_a = Quad::<f32>::new(0.0);
-    let from = CUBE_POS_Y as usize * block;
-    let to = (from + block).min(rows);
-    for row in from..to {
+    for row in place.from..place.to {
         let at = row * across + column;
-        let key = Quad::<f32>::cast_from(k[at]);
+        let key = load(k, at);
         let removal = key * k_k;
-        let (rate, rest) = sigmoid(Quad::<f32>::cast_from(a_pre[at]) + a0);
-        let (decay, still) = sigmoid(Quad::<f32>::cast_from(w_pre[at]) + w0);
+        let (rate, rest) = sigmoid(load(a_pre, at) + a0);
+        let (decay, still) = sigmoid(load(w_pre, at) + w0);
         let d_removed = d_b[at];
         let d_unit = d_removed * rate - d_a[at];
         let both = two_sums(removal * removal, removal * d_unit);
         let both = total(&mut tile, row % 2, both, units, lanes);
         let normalised = Normalised::new(both.extract(0usize), both.extract(1usize));
         let d_removal = backward(&normalised, removal, d_unit);
-        let d_tilde = Quad::<f32>::cast_from(d_k_tilde[at]);
+        let d_tilde = load(d_k_tilde, at);
         let unit = removal * Quad::new(normalised.inverse);
         let d_rate = d_removed * unit + d_tilde * key * k_a;
         let d_rate = d_rate * rate * rest;
@@ -127,13 +123,13 @@ pub fn backward_kernel<F: Float>(
         d_a0 += d_rate;
         d_k_k = fma(d_removal, key, d_k_k);
         d_k_a -= d_tilde * key * rest;
-        if is_inside {
+        if place.is_inside {
             d_k[at] = Quad::cast_from(d_key);
             d_w_pre[at] = Quad::cast_from(d_decay);
             d_a_pre[at] = Quad::cast_from(d_rate);
         }
     }
-    if is_inside {
+    if place.is_inside {
         sums[sum_place(0usize, 4usize, across, column)] = d_w0;
         sums[sum_place(1usize, 4usize, across, column)] = d_a0;
         sums[sum_place(2usize, 4usize, across, column)] = d_k_k;

@@ -9,7 +9,7 @@
 
 use cubecl::prelude::*;
 
-use super::rows::{Quad, shared_size, sum_place, total};
+use super::rows::{Place, Quad, load, shared_size, sum_place, total};
 
 /// The output of a block of rows.
 #[cube(launch)]
@@ -31,9 +31,8 @@ pub fn forward_kernel<F: Float, N: Size>(
     let mut held = Array::<Vector<f32, N>>::new(turns);
     let unit = UNIT_POS_X as usize;
     let count = f32::cast_from(channels);
-    let from = CUBE_POS_Y as usize * block;
-    let to = (from + block).min(rows);
-    for row in from..to {
+    let place = Place::new(rows, across, block);
+    for row in place.from..place.to {
         let inverse = moments::<F, N>(
             x, &mut held, &mut tile, epsilon, count, row, across, units, turns,
         );
@@ -41,8 +40,8 @@ pub fn forward_kernel<F: Float, N: Size>(
         for n in 0..turns {
             let column = n * units + unit;
             if column < across {
-                let scale = Vector::<f32, N>::cast_from(gamma[column]) * Vector::new(inverse);
-                let shift = Vector::<f32, N>::cast_from(beta[column]);
+                let scale = load(gamma, column) * Vector::new(inverse);
+                let shift = load(beta, column);
                 y[row * across + column] = Vector::cast_from(fma(held[n], scale, shift));
             }
         }
@@ -69,7 +68,7 @@ fn moments<F: Float, N: Size>(
         let column = n * units + unit;
         held[n] = Vector::new(0.0);
         if column < across {
-            held[n] = Vector::cast_from(x[row * across + column]);
+            held[n] = load(x, row * across + column);
         }
         sum += held[n];
     }
@@ -114,19 +113,18 @@ pub fn backward_kernel<F: Float, N: Size>(
     let mut d_beta = Array::<Vector<f32, N>>::new(turns);
     let unit = UNIT_POS_X as usize;
     let count = f32::cast_from(channels);
-    let from = CUBE_POS_Y as usize * block;
-    let to = (from + block).min(rows);
+    let place = Place::new(rows, across, block);
     #[unroll]
     for n in 0..turns {
         let column = n * units + unit;
         scale[n] = Vector::new(0.0);
         if column < across {
-            scale[n] = Vector::cast_from(gamma[column]);
+            scale[n] = load(gamma, column);
         }
         d_gamma[n] = Vector::new(0.0);
         d_beta[n] = Vector::new(0.0);
     }
-    for row in from..to {
+    for row in place.from..place.to {
         let inverse = moments::<F, N>(
             x, &mut held, &mut tile, epsilon, count, row, across, units, turns,
         );
@@ -137,7 +135,7 @@ pub fn backward_kernel<F: Float, N: Size>(
             let column = n * units + unit;
             d_y[n] = Vector::new(0.0);
             if column < across {
-                d_y[n] = Vector::cast_from(gradient[row * across + column]);
+                d_y[n] = load(gradient, row * across + column);
             }
             let d = d_y[n] * scale[n];
             sum += d;

@@ -8,7 +8,7 @@
 
 use cubecl::prelude::*;
 
-use super::rows::{Quad, column, one_sum, shared_size, sum_place, total, two_sums};
+use super::rows::{Place, Quad, load, one_sum, shared_size, sum_place, total, two_sums};
 
 /// The mean and the inverse deviation of each head of y, and the bonus. Takes slots 0 and 1 of the tile.
 #[cube]
@@ -50,22 +50,20 @@ pub fn forward_kernel<F: Float>(
     #[define(F)] _dtype: ElemType,
 ) {
     let mut tile = Shared::<[Quad<f32>]>::new_slice(comptime![shared_size(units, lanes)]);
-    let is_inside = column() < across;
-    let column = column().min(across - 1);
-    let r_k = Quad::<f32>::cast_from(r_k[column]);
-    let gamma = Quad::<f32>::cast_from(gamma[column]);
-    let beta = Quad::<f32>::cast_from(beta[column]);
-    let from = CUBE_POS_Y as usize * block;
-    let to = (from + block).min(rows);
-    for row in from..to {
+    let place = Place::new(rows, across, block);
+    let column = place.column;
+    let r_k = load(r_k, column);
+    let gamma = load(gamma, column);
+    let beta = load(beta, column);
+    for row in place.from..place.to {
         let at = row * across + column;
-        let bonus = Quad::<f32>::cast_from(r[at]) * Quad::<f32>::cast_from(k[at]) * r_k;
-        let y = Quad::<f32>::cast_from(y[at]);
+        let bonus = load(r, at) * load(k, at) * r_k;
+        let y = load(y, at);
         let (centred, inverse, bonus) = moments(&mut tile, y, bonus, epsilon, units, lanes);
         let normed = fma(centred * Quad::new(inverse), gamma, beta);
-        let sum = fma(Quad::<f32>::cast_from(v[at]), Quad::new(bonus), normed);
-        if is_inside {
-            output[at] = Quad::cast_from(sum * Quad::<f32>::cast_from(gate[at]));
+        let sum = fma(load(v, at), Quad::new(bonus), normed);
+        if place.is_inside {
+            output[at] = Quad::cast_from(sum * load(gate, at));
         }
     }
 }
@@ -97,27 +95,25 @@ pub fn backward_kernel<F: Float>(
     #[define(F)] _dtype: ElemType,
 ) {
     let mut tile = Shared::<[Quad<f32>]>::new_slice(comptime![shared_size(units, lanes)]);
-    let is_inside = column() < across;
-    let column = column().min(across - 1);
+    let place = Place::new(rows, across, block);
+    let column = place.column;
     let count = comptime![4.0 * lanes as f32];
-    let r_k = Quad::<f32>::cast_from(r_k[column]);
-    let gamma = Quad::<f32>::cast_from(gamma[column]);
-    let beta = Quad::<f32>::cast_from(beta[column]);
+    let r_k = load(r_k, column);
+    let gamma = load(gamma, column);
+    let beta = load(beta, column);
     let mut d_r_k = Quad::<f32>::new(0.0);
     let mut d_gamma = Quad::<f32>::new(0.0);
     let mut d_beta = Quad::<f32>::new(0.0);
-    let from = CUBE_POS_Y as usize * block;
-    let to = (from + block).min(rows);
-    for row in from..to {
+    for row in place.from..place.to {
         let at = row * across + column;
-        let r = Quad::<f32>::cast_from(r[at]);
-        let k = Quad::<f32>::cast_from(k[at]);
-        let v = Quad::<f32>::cast_from(v[at]);
-        let y = Quad::<f32>::cast_from(y[at]);
+        let r = load(r, at);
+        let k = load(k, at);
+        let v = load(v, at);
+        let y = load(y, at);
         let (centred, inverse, bonus) = moments(&mut tile, y, r * k * r_k, epsilon, units, lanes);
         let normed = centred * Quad::new(inverse);
-        let out = Quad::<f32>::cast_from(gradient[at]);
-        let inner = out * Quad::<f32>::cast_from(gate[at]);
+        let out = load(gradient, at);
+        let inner = out * load(gate, at);
         let scaled = inner * gamma;
         let mut three = two_sums(scaled, scaled * normed);
         three.insert(2usize, Vector::vector_sum(inner * v));
@@ -128,7 +124,7 @@ pub fn backward_kernel<F: Float>(
         d_r_k = fma(d_bonus, r * k, d_r_k);
         d_gamma = fma(inner, normed, d_gamma);
         d_beta += inner;
-        if is_inside {
+        if place.is_inside {
             d_y[at] = Quad::cast_from((scaled - mean - normed * along) * Quad::new(inverse));
             d_r[at] = Quad::cast_from(d_bonus * k * r_k);
             d_k[at] = Quad::cast_from(d_bonus * r * r_k);
@@ -137,7 +133,7 @@ pub fn backward_kernel<F: Float>(
             d_gate[at] = Quad::cast_from(out * sum);
         }
     }
-    if is_inside {
+    if place.is_inside {
         sums[sum_place(0usize, 3usize, across, column)] = d_r_k;
         sums[sum_place(1usize, 3usize, across, column)] = d_gamma;
         sums[sum_place(2usize, 3usize, across, column)] = d_beta;

@@ -10,7 +10,7 @@
 
 use cubecl::prelude::*;
 
-use super::rows::{Quad, column, one_sum, shared_size, sigmoid, sum_place, total, two_sums};
+use super::rows::{Place, Quad, load, one_sum, shared_size, sigmoid, sum_place, total, two_sums};
 use crate::ops::reference::MIN_KEY_NORM;
 
 /// Below the square root of this the divisor is constant.
@@ -64,18 +64,16 @@ pub fn forward_kernel<F: Float>(
     #[define(F)] _dtype: ElemType,
 ) {
     let mut tile = Shared::<[Quad<f32>]>::new_slice(comptime![shared_size(units, lanes)]);
-    let is_inside = column() < across;
-    let column = column().min(across - 1);
-    let bias = Quad::<f32>::cast_from(bias[column]);
-    let from = CUBE_POS_Y as usize * block;
-    let to = (from + block).min(rows);
-    for row in from..to {
+    let place = Place::new(rows, across, block);
+    let column = place.column;
+    let bias = load(bias, column);
+    for row in place.from..place.to {
         let at = row * across + column;
-        let z = Quad::<f32>::cast_from(z[at]);
+        let z = load(z, at);
         let square = total(&mut tile, row % 2, one_sum(z * z), units, lanes);
         let unit = z * Quad::new(inverse_norm(square.extract(0usize)));
-        let (rate, _) = sigmoid(Quad::<f32>::cast_from(rate[at]) + bias);
-        if is_inside {
+        let (rate, _) = sigmoid(load(rate, at) + bias);
+        if place.is_inside {
             a[at] = -unit;
             b[at] = unit * rate;
         }
@@ -101,16 +99,14 @@ pub fn backward_kernel<F: Float>(
     #[define(F)] _dtype: ElemType,
 ) {
     let mut tile = Shared::<[Quad<f32>]>::new_slice(comptime![shared_size(units, lanes)]);
-    let is_inside = column() < across;
-    let column = column().min(across - 1);
-    let bias = Quad::<f32>::cast_from(bias[column]);
+    let place = Place::new(rows, across, block);
+    let column = place.column;
+    let bias = load(bias, column);
     let mut d_bias = Quad::<f32>::new(0.0);
-    let from = CUBE_POS_Y as usize * block;
-    let to = (from + block).min(rows);
-    for row in from..to {
+    for row in place.from..place.to {
         let at = row * across + column;
-        let z = Quad::<f32>::cast_from(z[at]);
-        let (rate, rest) = sigmoid(Quad::<f32>::cast_from(rate[at]) + bias);
+        let z = load(z, at);
+        let (rate, rest) = sigmoid(load(rate, at) + bias);
         let d_removed = d_b[at];
         let d_unit = d_removed * rate - d_a[at];
         let both = total(
@@ -124,12 +120,12 @@ pub fn backward_kernel<F: Float>(
         let d_z_now = backward(&normalised, z, d_unit);
         let d_rate_now = d_removed * z * Quad::new(normalised.inverse) * rate * rest;
         d_bias += d_rate_now;
-        if is_inside {
+        if place.is_inside {
             d_z[at] = Quad::cast_from(d_z_now);
             d_rate[at] = Quad::cast_from(d_rate_now);
         }
     }
-    if is_inside {
+    if place.is_inside {
         sums[sum_place(0usize, 1usize, across, column)] = d_bias;
     }
 }

@@ -98,10 +98,38 @@ fn vector(channels: usize) -> usize {
         .unwrap_or(1)
 }
 
-/// This unit's vector of a row.
+/// What a unit takes of `[rows, C]`.
+#[derive(CubeType)]
+pub struct Place {
+    /// Its vector of a row, and the last one for a unit beside the row.
+    pub column: usize,
+    /// Whether the unit is not beside the row.
+    pub is_inside: bool,
+    /// Its first row.
+    pub from: usize,
+    /// The row after its last row.
+    pub to: usize,
+}
+
 #[cube]
-pub fn column() -> usize {
-    CUBE_POS_X as usize * CUBE_DIM_X as usize + UNIT_POS_X as usize
+impl Place {
+    /// Of this unit, in rows of `across` vectors and blocks of `block` rows.
+    pub fn new(rows: usize, across: usize, block: usize) -> Place {
+        let column = CUBE_POS_X as usize * CUBE_DIM_X as usize + UNIT_POS_X as usize;
+        let from = CUBE_POS_Y as usize * block;
+        Place {
+            column: column.min(across - 1),
+            is_inside: column < across,
+            from,
+            to: (from + block).min(rows),
+        }
+    }
+}
+
+/// A vector of a tensor, in f32.
+#[cube]
+pub fn load<F: Float, N: Size>(x: &[Vector<F, N>], at: usize) -> Vector<f32, N> {
+    Vector::cast_from(x[at])
 }
 
 /// Where sum number `which` of this block lies in `[blocks, sums, across]`.

@@ -10,7 +10,7 @@
 
 use cubecl::prelude::*;
 
-use super::rows::{column, sum_place};
+use super::rows::{Place, load, sum_place};
 
 /// All outputs of a block of tokens.
 #[cube(launch)]
@@ -26,23 +26,22 @@ pub fn forward_kernel<F: Float, N: Size>(
     #[comptime] mixes: usize,
     #[define(F)] _dtype: ElemType,
 ) {
-    let column = column();
-    let from = CUBE_POS_Y as usize * block;
-    let to = (from + block).min(rows);
-    if column < across {
+    let place = Place::new(rows, across, block);
+    let column = place.column;
+    if place.is_inside {
         let mut mu = Array::<Vector<f32, N>>::new(mixes);
         #[unroll]
         for m in 0..mixes {
             mu[m] = Vector::cast_from(mus[m][column]);
         }
         // Of a block that begins a sequence this is not the token before, and is not used.
-        let mut previous = Vector::<f32, N>::cast_from(h[(from.max(1) - 1) * across + column]);
-        for row in from..to {
+        let mut previous = load(h, (place.from.max(1) - 1) * across + column);
+        for row in place.from..place.to {
             let at = row * across + column;
             if row.is_multiple_of(time) {
-                previous = Vector::cast_from(last[row / time * across + column]);
+                previous = load(last, row / time * across + column);
             }
-            let now = Vector::<f32, N>::cast_from(h[at]);
+            let now = load(h, at);
             let step = previous - now;
             #[unroll]
             for m in 0..mixes {
@@ -71,10 +70,9 @@ pub fn backward_kernel<F: Float, N: Size>(
     #[comptime] mixes: usize,
     #[define(F)] _dtype: ElemType,
 ) {
-    let column = column();
-    let from = CUBE_POS_Y as usize * block;
-    let to = (from + block).min(rows);
-    if column < across {
+    let place = Place::new(rows, across, block);
+    let column = place.column;
+    if place.is_inside {
         let mut mu = Array::<Vector<f32, N>>::new(mixes);
         let mut d_mu = Array::<Vector<f32, N>>::new(mixes);
         #[unroll]
@@ -84,22 +82,22 @@ pub fn backward_kernel<F: Float, N: Size>(
         }
         // What the token after the present one says of the present one.
         let mut carried = Vector::<f32, N>::new(0.0);
-        if to < rows && !to.is_multiple_of(time) {
+        if place.to < rows && !place.to.is_multiple_of(time) {
             #[unroll]
             for m in 0..mixes {
-                let d = Vector::<f32, N>::cast_from(gradients[m][to * across + column]);
+                let d = Vector::<f32, N>::cast_from(gradients[m][place.to * across + column]);
                 carried = fma(d, mu[m], carried);
             }
         }
-        let mut now = Vector::<f32, N>::cast_from(h[(to - 1) * across + column]);
-        for n in 0..to - from {
-            let row = to - 1 - n;
+        let mut now = load(h, (place.to - 1) * across + column);
+        for n in 0..place.to - place.from {
+            let row = place.to - 1 - n;
             let at = row * across + column;
             let is_first = row.is_multiple_of(time);
             // In memory, which may be the last token of another sequence.
-            let before = Vector::<f32, N>::cast_from(h[(row.max(1) - 1) * across + column]);
+            let before = load(h, (row.max(1) - 1) * across + column);
             let previous = if is_first {
-                Vector::<f32, N>::cast_from(last[row / time * across + column])
+                load(last, row / time * across + column)
             } else {
                 before
             };

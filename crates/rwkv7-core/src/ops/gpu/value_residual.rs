@@ -2,7 +2,7 @@
 
 use cubecl::prelude::*;
 
-use super::rows::{column, sigmoid, sum_place};
+use super::rows::{Place, load, sigmoid, sum_place};
 
 /// The output of a block of rows.
 #[cube(launch)]
@@ -17,16 +17,15 @@ pub fn forward_kernel<F: Float, N: Size>(
     block: usize,
     #[define(F)] _dtype: ElemType,
 ) {
-    let column = column();
-    let from = CUBE_POS_Y as usize * block;
-    let to = (from + block).min(rows);
-    if column < across {
-        let v0 = Vector::<f32, N>::cast_from(v0[column]);
-        for row in from..to {
+    let place = Place::new(rows, across, block);
+    let column = place.column;
+    if place.is_inside {
+        let v0 = load(v0, column);
+        for row in place.from..place.to {
             let at = row * across + column;
-            let value = Vector::<f32, N>::cast_from(v[at]);
-            let (share, _) = sigmoid(Vector::<f32, N>::cast_from(s[at]) + v0);
-            let step = Vector::<f32, N>::cast_from(first[at]) - value;
+            let value = load(v, at);
+            let (share, _) = sigmoid(load(s, at) + v0);
+            let step = load(first, at) - value;
             output[at] = Vector::cast_from(fma(step, share, value));
         }
     }
@@ -49,18 +48,17 @@ pub fn backward_kernel<F: Float, N: Size>(
     block: usize,
     #[define(F)] _dtype: ElemType,
 ) {
-    let column = column();
-    let from = CUBE_POS_Y as usize * block;
-    let to = (from + block).min(rows);
-    if column < across {
-        let v0 = Vector::<f32, N>::cast_from(v0[column]);
+    let place = Place::new(rows, across, block);
+    let column = place.column;
+    if place.is_inside {
+        let v0 = load(v0, column);
         let mut d_v0 = Vector::<f32, N>::new(0.0);
-        for row in from..to {
+        for row in place.from..place.to {
             let at = row * across + column;
-            let value = Vector::<f32, N>::cast_from(v[at]);
-            let (share, rest) = sigmoid(Vector::<f32, N>::cast_from(s[at]) + v0);
-            let step = Vector::<f32, N>::cast_from(first[at]) - value;
-            let d = Vector::<f32, N>::cast_from(gradient[at]);
+            let value = load(v, at);
+            let (share, rest) = sigmoid(load(s, at) + v0);
+            let step = load(first, at) - value;
+            let d = load(gradient, at);
             let d_share = d * step * share * rest;
             d_v0 += d_share;
             d_v[at] = Vector::cast_from(d * rest);
