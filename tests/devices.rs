@@ -22,7 +22,8 @@ use burn::{
 };
 use meta_state::{MetaStateConfig, MetaStateLm, Removal, Side};
 use rwkv7_core::{
-    MatmulPrecision, Rwkv7, Rwkv7Config, Rwkv7Lm, checkpoint, layers::ChannelMixer, loss,
+    MatmulPrecision, Rwkv7, Rwkv7Config, Rwkv7Lm, checkpoint, device::SOFTWARE_DRIVER,
+    layers::ChannelMixer, loss,
 };
 
 /// The GPU that BURN_DEVICE names, or the best one compiled in; none where BURN_DEVICE asks for the CPU. A GPU that is asked for
@@ -310,6 +311,30 @@ fn a_device_that_is_not_there_says_which_are() {
         error.contains("no such adapter") && error.contains(&first),
         "{error}"
     );
+}
+
+/// A software driver computes on the processor too, and far slower.
+#[test]
+fn without_a_gpu_the_processor_computes() {
+    let folder = tempfile::tempdir().unwrap();
+    let (found, error) = metastate(folder.path(), &["devices", "--json"], &[]);
+    let found: serde_json::Value = serde_json::from_str(&found).expect(&error);
+    let mut devices = found["devices"].as_array().unwrap().iter();
+    let is_gpu = |device: &serde_json::Value| {
+        let kind = device["supports"]["kind"].as_str();
+        kind.is_some_and(|kind| kind != "processor" && kind != SOFTWARE_DRIVER)
+    };
+    if let Some(gpu) = devices.find(|device| is_gpu(device)) {
+        let _ = writeln!(stderr(), "skipped: there is a GPU, {gpu}");
+        return;
+    }
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_metastate"))
+        .args(["logits", "--model", "reverse-rwkv7", "--tokens", "1"])
+        .env_remove("BURN_DEVICE")
+        .output()
+        .unwrap();
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(error.contains("there is no GPU"), "{error}");
 }
 
 /// The message of a driver, never that of the channel to its thread.

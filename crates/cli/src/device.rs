@@ -57,8 +57,10 @@ pub const NAMES: &str = "flex, wgpu, vulkan, webgpu, metal, cuda, rocm";
 pub fn open(name: Option<&str>) -> Result<Device, DeviceError> {
     kernels::keep();
     let Some(name) = name else {
-        let asked = std::env::var("BURN_DEVICE").ok();
-        return attempt(asked.as_deref().unwrap_or("default"), Device::default);
+        return match std::env::var("BURN_DEVICE") {
+            Ok(asked) => attempt(&asked, Device::default),
+            Err(_) => best(),
+        };
     };
     let (kind, index) = match name.split_once(':') {
         None => (name, None),
@@ -90,6 +92,28 @@ pub fn open(name: Option<&str>) -> Result<Device, DeviceError> {
             }
         }
     }
+}
+
+/// The device that Burn prefers, but the processor's own backend where the only adapters are software drivers, which run on the
+/// processor too and far slower.
+fn best() -> Result<Device, DeviceError> {
+    #[cfg(feature = "flex")]
+    {
+        let backends = ["vulkan", "wgpu", "webgpu"].into_iter();
+        let mut found = backends.filter_map(|backend| Some((backend, adapters(backend).ok()?)));
+        if ["cuda", "rocm", "metal"]
+            .iter()
+            .all(|name| first(name).is_none())
+            && let Some((backend, adapters)) = found.next()
+            && adapters
+                .iter()
+                .all(|adapter| device::kind(adapter) == device::SOFTWARE_DRIVER)
+        {
+            log::info!("there is no GPU; --device {backend} tries a software driver");
+            return attempt("flex", Device::flex);
+        }
+    }
+    attempt("default", Device::default)
 }
 
 /// The best device of a backend; none if the backend is not compiled in.

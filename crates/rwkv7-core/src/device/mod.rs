@@ -20,4 +20,4 @@ mod support;
 
 pub use failure::{DeviceFailure, first_panic, watch};
 pub use kernels::{COMPILATION_TARGET, CompilationLog, KernelCache, NotKept, keep_kernels};
-pub use support::{Support, kind};
+pub use support::{SOFTWARE_DRIVER, Support, kind};

@@ -109,6 +109,9 @@ fn threads() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
+/// The [`kind`] of a GPU that a driver computes on the processor.
+pub const SOFTWARE_DRIVER: &str = "software driver on the processor";
+
 /// The kind of hardware behind a device, without opening it: `discrete GPU`, `software driver on the processor`, …
 pub fn kind(device: &Device) -> String {
     match device.clone().inner().as_dispatch() {
@@ -133,7 +136,7 @@ fn gpu_kind(device: &cubecl::Device) -> &'static str {
             WgpuDeviceKind::DiscreteGpu(_) => "discrete GPU",
             WgpuDeviceKind::IntegratedGpu(_) => "integrated GPU",
             WgpuDeviceKind::VirtualGpu(_) => "virtual GPU",
-            WgpuDeviceKind::Cpu => "software driver on the processor",
+            WgpuDeviceKind::Cpu => SOFTWARE_DRIVER,
             WgpuDeviceKind::DefaultDevice => "the adapter that wgpu prefers",
             _ => "unknown GPU",
         },
