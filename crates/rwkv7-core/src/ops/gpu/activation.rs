@@ -2,7 +2,7 @@
 
 use cubecl::prelude::*;
 
-use super::rows::{Place, load, sigmoid};
+use super::rows::{Work, load, sigmoid};
 use crate::ops::backends::Activation;
 
 /// `y = f(x)` of a block of rows. NaN stays NaN.
@@ -10,17 +10,15 @@ use crate::ops::backends::Activation;
 pub fn forward_kernel<F: Float, N: Size>(
     x: &[Vector<F, N>],     // [rows, C]
     y: &mut [Vector<F, N>], // [rows, C]
-    rows: usize,
-    across: usize,
-    block: usize,
+    work: Work,
     #[comptime] function: Activation,
     #[define(F)] _dtype: ElemType,
 ) {
-    let place = Place::new(rows, across, block);
+    let place = work.place();
     let column = place.column;
     if place.is_inside {
         for row in place.from..place.to {
-            let at = row * across + column;
+            let at = row * work.across + column;
             let x = load(x, at);
             let value = match comptime![function] {
                 Activation::ReluSquared => {
@@ -45,18 +43,16 @@ pub fn backward_kernel<F: Float, N: Size>(
     y: &[Vector<F, N>],        // [rows, C]
     gradient: &[Vector<F, N>], // [rows, C]
     d_x: &mut [Vector<F, N>],  // [rows, C]
-    rows: usize,
-    across: usize,
-    block: usize,
+    work: Work,
     #[comptime] function: Activation,
     #[define(F)] _dtype: ElemType,
 ) {
-    let place = Place::new(rows, across, block);
+    let place = work.place();
     let column = place.column;
     if place.is_inside {
         let one = Vector::<f32, N>::new(1.0);
         for row in place.from..place.to {
-            let at = row * across + column;
+            let at = row * work.across + column;
             let y = load(y, at);
             let d = load(gradient, at);
             let slope = match comptime![function] {

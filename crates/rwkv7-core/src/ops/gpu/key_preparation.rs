@@ -13,7 +13,7 @@ use cubecl::prelude::*;
 
 use super::{
     removal_key::{Normalised, backward, inverse_norm},
-    rows::{Place, Quad, load, one_sum, shared_size, sigmoid, sum_place, total, two_sums},
+    rows::{Quad, Work, load, one_sum, shared_sums, sigmoid, total, two_sums},
 };
 use crate::ops::reference::DECAY_SCALE;
 
@@ -33,25 +33,21 @@ pub fn forward_kernel<F: Float>(
     k_tilde: &mut [Quad<F>], // [rows, C]
     a: &mut [Quad<f32>],     // [rows, C]
     b: &mut [Quad<f32>],     // [rows, C]
-    rows: usize,
-    across: usize,
-    block: usize,
-    #[comptime] units: usize,
-    #[comptime] lanes: usize,
+    work: Work,
     #[define(F)] _dtype: ElemType,
 ) {
-    let mut tile = Shared::<[Quad<f32>]>::new_slice(comptime![shared_size(units, lanes)]);
-    let place = Place::new(rows, across, block);
+    let mut tile = shared_sums(&work);
+    let place = work.place();
     let column = place.column;
     let w0 = load(w0, column);
     let a0 = load(a0, column);
     let k_k = load(k_k, column);
     let k_a = load(k_a, column);
     for row in place.from..place.to {
-        let at = row * across + column;
+        let at = row * work.across + column;
         let key = load(k, at);
         let removal = key * k_k;
-        let square = total(&mut tile, row % 2, one_sum(removal * removal), units, lanes);
+        let square = total(&mut tile, row % 2, one_sum(removal * removal), &work);
         let removal = removal * Quad::new(inverse_norm(square.extract(0usize)));
         let (rate, rest) = sigmoid(load(a_pre, at) + a0);
         let (decay, _) = sigmoid(load(w_pre, at) + w0);
@@ -82,15 +78,11 @@ pub fn backward_kernel<F: Float>(
     d_w_pre: &mut [Quad<F>], // [rows, C]
     d_a_pre: &mut [Quad<F>], // [rows, C]
     sums: &mut [Quad<f32>],  // [blocks, 4, C]
-    rows: usize,
-    across: usize,
-    block: usize,
-    #[comptime] units: usize,
-    #[comptime] lanes: usize,
+    work: Work,
     #[define(F)] _dtype: ElemType,
 ) {
-    let mut tile = Shared::<[Quad<f32>]>::new_slice(comptime![shared_size(units, lanes)]);
-    let place = Place::new(rows, across, block);
+    let mut tile = shared_sums(&work);
+    let place = work.place();
     let column = place.column;
     let w0 = load(w0, column);
     let a0 = load(a0, column);
@@ -101,7 +93,7 @@ pub fn backward_kernel<F: Float>(
     let mut d_k_k = Quad::<f32>::new(0.0);
     let mut d_k_a = Quad::<f32>::new(0.0);
     for row in place.from..place.to {
-        let at = row * across + column;
+        let at = row * work.across + column;
         let key = load(k, at);
         let removal = key * k_k;
         let (rate, rest) = sigmoid(load(a_pre, at) + a0);
@@ -109,7 +101,7 @@ pub fn backward_kernel<F: Float>(
         let d_removed = d_b[at];
         let d_unit = d_removed * rate - d_a[at];
         let both = two_sums(removal * removal, removal * d_unit);
-        let both = total(&mut tile, row % 2, both, units, lanes);
+        let both = total(&mut tile, row % 2, both, &work);
         let normalised = Normalised::new(both.extract(0usize), both.extract(1usize));
         let d_removal = backward(&normalised, removal, d_unit);
         let d_tilde = load(d_k_tilde, at);
@@ -130,9 +122,9 @@ pub fn backward_kernel<F: Float>(
         }
     }
     if place.is_inside {
-        sums[sum_place(0usize, 4usize, across, column)] = d_w0;
-        sums[sum_place(1usize, 4usize, across, column)] = d_a0;
-        sums[sum_place(2usize, 4usize, across, column)] = d_k_k;
-        sums[sum_place(3usize, 4usize, across, column)] = d_k_a;
+        sums[work.sum_place(0usize, 4usize, column)] = d_w0;
+        sums[work.sum_place(1usize, 4usize, column)] = d_a0;
+        sums[work.sum_place(2usize, 4usize, column)] = d_k_k;
+        sums[work.sum_place(3usize, 4usize, column)] = d_k_a;
     }
 }

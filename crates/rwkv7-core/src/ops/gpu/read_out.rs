@@ -8,7 +8,7 @@
 
 use cubecl::prelude::*;
 
-use super::rows::{Place, Quad, load, one_sum, shared_size, sum_place, total, two_sums};
+use super::rows::{Quad, Work, load, one_sum, shared_sums, total, two_sums};
 
 /// The mean and the inverse deviation of each head of y, and the bonus. Takes slots 0 and 1 of the tile.
 #[cube]
@@ -17,13 +17,12 @@ fn moments(
     y: Quad<f32>,
     bonus: Quad<f32>,
     epsilon: f32,
-    #[comptime] units: usize,
-    #[comptime] lanes: usize,
+    work: &Work,
 ) -> (Quad<f32>, f32, f32) {
-    let count = comptime![4.0 * lanes as f32];
-    let sums = total(tile, 0usize, two_sums(y, bonus), units, lanes);
+    let count = comptime![4.0 * work.lanes as f32];
+    let sums = total(tile, 0usize, two_sums(y, bonus), work);
     let centred = y - Quad::new(sums.extract(0usize) / count);
-    let square = total(tile, 1usize, one_sum(centred * centred), units, lanes);
+    let square = total(tile, 1usize, one_sum(centred * centred), work);
     let variance = square.extract(0usize) / count;
     let inverse = f32::recip(f32::sqrt(variance + epsilon));
     (centred, inverse, sums.extract(1usize))
@@ -42,24 +41,20 @@ pub fn forward_kernel<F: Float>(
     beta: &[Quad<F>],       // [C]
     output: &mut [Quad<F>], // [rows, C]
     epsilon: f32,
-    rows: usize,
-    across: usize,
-    block: usize,
-    #[comptime] units: usize,
-    #[comptime] lanes: usize,
+    work: Work,
     #[define(F)] _dtype: ElemType,
 ) {
-    let mut tile = Shared::<[Quad<f32>]>::new_slice(comptime![shared_size(units, lanes)]);
-    let place = Place::new(rows, across, block);
+    let mut tile = shared_sums(&work);
+    let place = work.place();
     let column = place.column;
     let r_k = load(r_k, column);
     let gamma = load(gamma, column);
     let beta = load(beta, column);
     for row in place.from..place.to {
-        let at = row * across + column;
+        let at = row * work.across + column;
         let bonus = load(r, at) * load(k, at) * r_k;
         let y = load(y, at);
-        let (centred, inverse, bonus) = moments(&mut tile, y, bonus, epsilon, units, lanes);
+        let (centred, inverse, bonus) = moments(&mut tile, y, bonus, epsilon, &work);
         let normed = fma(centred * Quad::new(inverse), gamma, beta);
         let sum = fma(load(v, at), Quad::new(bonus), normed);
         if place.is_inside {
@@ -87,17 +82,13 @@ pub fn backward_kernel<F: Float>(
     d_gate: &mut [Quad<F>], // [rows, C]
     sums: &mut [Quad<f32>], // [blocks, 3, C]
     epsilon: f32,
-    rows: usize,
-    across: usize,
-    block: usize,
-    #[comptime] units: usize,
-    #[comptime] lanes: usize,
+    work: Work,
     #[define(F)] _dtype: ElemType,
 ) {
-    let mut tile = Shared::<[Quad<f32>]>::new_slice(comptime![shared_size(units, lanes)]);
-    let place = Place::new(rows, across, block);
+    let mut tile = shared_sums(&work);
+    let place = work.place();
     let column = place.column;
-    let count = comptime![4.0 * lanes as f32];
+    let count = comptime![4.0 * work.lanes as f32];
     let r_k = load(r_k, column);
     let gamma = load(gamma, column);
     let beta = load(beta, column);
@@ -105,19 +96,19 @@ pub fn backward_kernel<F: Float>(
     let mut d_gamma = Quad::<f32>::new(0.0);
     let mut d_beta = Quad::<f32>::new(0.0);
     for row in place.from..place.to {
-        let at = row * across + column;
+        let at = row * work.across + column;
         let r = load(r, at);
         let k = load(k, at);
         let v = load(v, at);
         let y = load(y, at);
-        let (centred, inverse, bonus) = moments(&mut tile, y, r * k * r_k, epsilon, units, lanes);
+        let (centred, inverse, bonus) = moments(&mut tile, y, r * k * r_k, epsilon, &work);
         let normed = centred * Quad::new(inverse);
         let out = load(gradient, at);
         let inner = out * load(gate, at);
         let scaled = inner * gamma;
         let mut three = two_sums(scaled, scaled * normed);
         three.insert(2usize, Vector::vector_sum(inner * v));
-        let three = total(&mut tile, 2usize, three, units, lanes);
+        let three = total(&mut tile, 2usize, three, &work);
         let mean = Quad::<f32>::new(three.extract(0usize) / count);
         let along = Quad::<f32>::new(three.extract(1usize) / count);
         let d_bonus = Quad::<f32>::new(three.extract(2usize));
@@ -134,8 +125,8 @@ pub fn backward_kernel<F: Float>(
         }
     }
     if place.is_inside {
-        sums[sum_place(0usize, 3usize, across, column)] = d_r_k;
-        sums[sum_place(1usize, 3usize, across, column)] = d_gamma;
-        sums[sum_place(2usize, 3usize, across, column)] = d_beta;
+        sums[work.sum_place(0usize, 3usize, column)] = d_r_k;
+        sums[work.sum_place(1usize, 3usize, column)] = d_gamma;
+        sums[work.sum_place(2usize, 3usize, column)] = d_beta;
     }
 }

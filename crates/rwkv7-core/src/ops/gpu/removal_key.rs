@@ -10,7 +10,7 @@
 
 use cubecl::prelude::*;
 
-use super::rows::{Place, Quad, load, one_sum, shared_size, sigmoid, sum_place, total, two_sums};
+use super::rows::{Quad, Work, load, one_sum, shared_sums, sigmoid, total, two_sums};
 use crate::ops::reference::MIN_KEY_NORM;
 
 /// Below the square root of this the divisor is constant.
@@ -56,21 +56,17 @@ pub fn forward_kernel<F: Float>(
     bias: &[Quad<F>],    // [C]
     a: &mut [Quad<f32>], // [rows, C]
     b: &mut [Quad<f32>], // [rows, C]
-    rows: usize,
-    across: usize,
-    block: usize,
-    #[comptime] units: usize,
-    #[comptime] lanes: usize,
+    work: Work,
     #[define(F)] _dtype: ElemType,
 ) {
-    let mut tile = Shared::<[Quad<f32>]>::new_slice(comptime![shared_size(units, lanes)]);
-    let place = Place::new(rows, across, block);
+    let mut tile = shared_sums(&work);
+    let place = work.place();
     let column = place.column;
     let bias = load(bias, column);
     for row in place.from..place.to {
-        let at = row * across + column;
+        let at = row * work.across + column;
         let z = load(z, at);
-        let square = total(&mut tile, row % 2, one_sum(z * z), units, lanes);
+        let square = total(&mut tile, row % 2, one_sum(z * z), &work);
         let unit = z * Quad::new(inverse_norm(square.extract(0usize)));
         let (rate, _) = sigmoid(load(rate, at) + bias);
         if place.is_inside {
@@ -91,31 +87,21 @@ pub fn backward_kernel<F: Float>(
     d_z: &mut [Quad<F>],    // [rows, C]
     d_rate: &mut [Quad<F>], // [rows, C]
     sums: &mut [Quad<f32>], // [blocks, 1, C]
-    rows: usize,
-    across: usize,
-    block: usize,
-    #[comptime] units: usize,
-    #[comptime] lanes: usize,
+    work: Work,
     #[define(F)] _dtype: ElemType,
 ) {
-    let mut tile = Shared::<[Quad<f32>]>::new_slice(comptime![shared_size(units, lanes)]);
-    let place = Place::new(rows, across, block);
+    let mut tile = shared_sums(&work);
+    let place = work.place();
     let column = place.column;
     let bias = load(bias, column);
     let mut d_bias = Quad::<f32>::new(0.0);
     for row in place.from..place.to {
-        let at = row * across + column;
+        let at = row * work.across + column;
         let z = load(z, at);
         let (rate, rest) = sigmoid(load(rate, at) + bias);
         let d_removed = d_b[at];
         let d_unit = d_removed * rate - d_a[at];
-        let both = total(
-            &mut tile,
-            row % 2,
-            two_sums(z * z, z * d_unit),
-            units,
-            lanes,
-        );
+        let both = total(&mut tile, row % 2, two_sums(z * z, z * d_unit), &work);
         let normalised = Normalised::new(both.extract(0usize), both.extract(1usize));
         let d_z_now = backward(&normalised, z, d_unit);
         let d_rate_now = d_removed * z * Quad::new(normalised.inverse) * rate * rest;
@@ -126,6 +112,6 @@ pub fn backward_kernel<F: Float>(
         }
     }
     if place.is_inside {
-        sums[sum_place(0usize, 1usize, across, column)] = d_bias;
+        sums[work.sum_place(0usize, 1usize, column)] = d_bias;
     }
 }

@@ -26,6 +26,8 @@ pub struct Cut {
     pub blocks: usize,
     /// Units of a cube.
     pub units: usize,
+    /// Neighbouring units that share sums.
+    pub lanes: usize,
     /// Cubes across a row.
     pub cubes: usize,
 }
@@ -37,7 +39,7 @@ impl Cut {
         let across = channels / vector;
         let cubes = across.div_ceil(MOST_UNITS);
         let units = across.div_ceil(cubes).next_multiple_of(32);
-        Self::new(rows, summed, [vector, across, units, cubes])
+        Self::new(rows, summed, [vector, across, units, 1, cubes])
     }
 
     /// A cube for whole rows, with units that share sums.
@@ -46,7 +48,7 @@ impl Cut {
         let across = channels / vector;
         let units = across.div_ceil(4).next_power_of_two();
         let units = units.clamp(32, MOST_UNITS);
-        Self::new(rows, summed, [vector, across, units, 1])
+        Self::new(rows, summed, [vector, across, units, units, 1])
     }
 
     /// Cubes of whole heads, with units of each head that share sums. A head has a multiple of 16 channels, at most 128.
@@ -54,7 +56,7 @@ impl Cut {
         let lanes = head_size / 4;
         let cubes = heads.div_ceil((MOST_UNITS / 2 / lanes).max(1));
         let units = heads.div_ceil(cubes) * lanes;
-        Self::new(rows, summed, [4, heads * lanes, units, cubes])
+        Self::new(rows, summed, [4, heads * lanes, units, lanes, cubes])
     }
 
     /// Vectors that a unit takes of each row.
@@ -62,7 +64,7 @@ impl Cut {
         self.across.div_ceil(self.units * self.cubes)
     }
 
-    fn new(rows: usize, summed: bool, [vector, across, units, cubes]: [usize; 4]) -> Self {
+    fn new(rows: usize, summed: bool, [vector, across, units, lanes, cubes]: [usize; 5]) -> Self {
         // A block with sums has several rows even if there are few: its sums are written, and read again.
         let block = match summed {
             true => rows.div_ceil(MOST_SUMMED_BLOCKS).max(8),
@@ -75,8 +77,14 @@ impl Cut {
             block,
             blocks: rows.div_ceil(block),
             units,
+            lanes,
             cubes,
         }
+    }
+
+    /// The cut as the kernels take it.
+    pub fn work(&self) -> WorkLaunch {
+        WorkLaunch::new(self.rows, self.across, self.block, self.units, self.lanes)
     }
 
     /// Cubes of the launch.
@@ -98,6 +106,22 @@ fn vector(channels: usize) -> usize {
         .unwrap_or(1)
 }
 
+/// A [`Cut`] as the kernels take it.
+#[derive(CubeType, CubeLaunch)]
+pub struct Work {
+    /// Rows.
+    pub rows: usize,
+    /// Vectors in a row.
+    pub across: usize,
+    block: usize,
+    /// Units of a cube.
+    #[cube(comptime)]
+    pub units: usize,
+    /// Neighbouring units that share sums.
+    #[cube(comptime)]
+    pub lanes: usize,
+}
+
 /// What a unit takes of `[rows, C]`.
 #[derive(CubeType)]
 pub struct Place {
@@ -112,17 +136,27 @@ pub struct Place {
 }
 
 #[cube]
-impl Place {
-    /// Of this unit, in rows of `across` vectors and blocks of `block` rows.
-    pub fn new(rows: usize, across: usize, block: usize) -> Place {
+impl Work {
+    /// What this unit takes.
+    pub fn place(&self) -> Place {
         let column = CUBE_POS_X as usize * CUBE_DIM_X as usize + UNIT_POS_X as usize;
-        let from = CUBE_POS_Y as usize * block;
+        let from = CUBE_POS_Y as usize * self.block;
         Place {
-            column: column.min(across - 1),
-            is_inside: column < across,
+            column: column.min(self.across - 1),
+            is_inside: column < self.across,
             from,
-            to: (from + block).min(rows),
+            to: (from + self.block).min(self.rows),
         }
+    }
+
+    /// Where sum number `which` of this block lies in `[blocks, sums, across]`.
+    pub fn sum_place(
+        &self,
+        #[comptime] which: usize,
+        #[comptime] sums: usize,
+        column: usize,
+    ) -> usize {
+        (CUBE_POS_Y as usize * sums + which) * self.across + column
     }
 }
 
@@ -130,17 +164,6 @@ impl Place {
 #[cube]
 pub fn load<F: Float, N: Size>(x: &[Vector<F, N>], at: usize) -> Vector<f32, N> {
     Vector::cast_from(x[at])
-}
-
-/// Where sum number `which` of this block lies in `[blocks, sums, across]`.
-#[cube]
-pub fn sum_place(
-    #[comptime] which: usize,
-    #[comptime] sums: usize,
-    across: usize,
-    column: usize,
-) -> usize {
-    (CUBE_POS_Y as usize * sums + which) * across + column
 }
 
 /// Up to four sums at once.
@@ -156,7 +179,7 @@ const FIRST: usize = 8;
 const NARROW: usize = 16;
 
 /// Length of the shared memory that [`total`] needs.
-pub fn shared_size(units: usize, width: usize) -> usize {
+fn shared_size(units: usize, width: usize) -> usize {
     let sums = if width > NARROW {
         units / width * FIRST
     } else {
@@ -165,16 +188,18 @@ pub fn shared_size(units: usize, width: usize) -> usize {
     SLOTS * (units + sums)
 }
 
-/// Sums over each group of `width` neighbouring units; every unit gets those of its group. All units of a cube call it. Two calls
+/// The shared memory that [`total`] needs.
+#[cube]
+pub fn shared_sums(work: &Work) -> Shared<[Quad<f32>]> {
+    Shared::<[Quad<f32>]>::new_slice(comptime![shared_size(work.units, work.lanes)])
+}
+
+/// Sums over each group of `lanes` neighbouring units; every unit gets those of its group. All units of a cube call it. Two calls
 /// one after the other have different slots, of 3.
 #[cube]
-pub fn total(
-    tile: &mut Shared<[Quad<f32>]>,
-    slot: usize,
-    x: Quad<f32>,
-    #[comptime] units: usize,
-    #[comptime] width: usize,
-) -> Quad<f32> {
+pub fn total(tile: &mut Shared<[Quad<f32>]>, slot: usize, x: Quad<f32>, work: &Work) -> Quad<f32> {
+    let units = comptime![work.units];
+    let width = comptime![work.lanes];
     let unit = UNIT_POS_X as usize;
     let group = unit / width;
     let own = slot * units;

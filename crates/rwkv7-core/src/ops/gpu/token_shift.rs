@@ -10,7 +10,7 @@
 
 use cubecl::prelude::*;
 
-use super::rows::{Place, load, sum_place};
+use super::rows::{Work, load};
 
 /// All outputs of a block of tokens.
 #[cube(launch)]
@@ -20,13 +20,11 @@ pub fn forward_kernel<F: Float, N: Size>(
     mus: Sequence<Box<[Vector<F, N>]>>,         // C each
     mut outputs: Sequence<Box<[Vector<F, N>]>>, // [batch, time, C] each
     time: usize,
-    rows: usize,
-    across: usize,
-    block: usize,
+    work: Work,
     #[comptime] mixes: usize,
     #[define(F)] _dtype: ElemType,
 ) {
-    let place = Place::new(rows, across, block);
+    let place = work.place();
     let column = place.column;
     if place.is_inside {
         let mut mu = Array::<Vector<f32, N>>::new(mixes);
@@ -35,11 +33,11 @@ pub fn forward_kernel<F: Float, N: Size>(
             mu[m] = Vector::cast_from(mus[m][column]);
         }
         // Of a block that begins a sequence this is not the token before, and is not used.
-        let mut previous = load(h, (place.from.max(1) - 1) * across + column);
+        let mut previous = load(h, (place.from.max(1) - 1) * work.across + column);
         for row in place.from..place.to {
-            let at = row * across + column;
+            let at = row * work.across + column;
             if row.is_multiple_of(time) {
-                previous = load(last, row / time * across + column);
+                previous = load(last, row / time * work.across + column);
             }
             let now = load(h, at);
             let step = previous - now;
@@ -64,13 +62,11 @@ pub fn backward_kernel<F: Float, N: Size>(
     d_last: &mut [Vector<F, N>],              // [batch, C]
     sums: &mut [Vector<f32, N>],              // [blocks, mixes, C]
     time: usize,
-    rows: usize,
-    across: usize,
-    block: usize,
+    work: Work,
     #[comptime] mixes: usize,
     #[define(F)] _dtype: ElemType,
 ) {
-    let place = Place::new(rows, across, block);
+    let place = work.place();
     let column = place.column;
     if place.is_inside {
         let mut mu = Array::<Vector<f32, N>>::new(mixes);
@@ -82,22 +78,22 @@ pub fn backward_kernel<F: Float, N: Size>(
         }
         // What the token after the present one says of the present one.
         let mut carried = Vector::<f32, N>::new(0.0);
-        if place.to < rows && !place.to.is_multiple_of(time) {
+        if place.to < work.rows && !place.to.is_multiple_of(time) {
             #[unroll]
             for m in 0..mixes {
-                let d = Vector::<f32, N>::cast_from(gradients[m][place.to * across + column]);
+                let d = Vector::<f32, N>::cast_from(gradients[m][place.to * work.across + column]);
                 carried = fma(d, mu[m], carried);
             }
         }
-        let mut now = load(h, (place.to - 1) * across + column);
+        let mut now = load(h, (place.to - 1) * work.across + column);
         for n in 0..place.to - place.from {
             let row = place.to - 1 - n;
-            let at = row * across + column;
+            let at = row * work.across + column;
             let is_first = row.is_multiple_of(time);
             // In memory, which may be the last token of another sequence.
-            let before = load(h, (row.max(1) - 1) * across + column);
+            let before = load(h, (row.max(1) - 1) * work.across + column);
             let previous = if is_first {
-                load(last, row / time * across + column)
+                load(last, row / time * work.across + column)
             } else {
                 before
             };
@@ -114,14 +110,14 @@ pub fn backward_kernel<F: Float, N: Size>(
             d_h[at] = Vector::cast_from(all - back);
             carried = back;
             if is_first {
-                d_last[row / time * across + column] = Vector::cast_from(back);
+                d_last[row / time * work.across + column] = Vector::cast_from(back);
                 carried = Vector::new(0.0);
             }
             now = before;
         }
         #[unroll]
         for m in 0..mixes {
-            sums[sum_place(m, mixes, across, column)] = d_mu[m];
+            sums[work.sum_place(m, mixes, column)] = d_mu[m];
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use cubecl::prelude::*;
 
-use super::rows::{Place, load, sigmoid, sum_place};
+use super::rows::{Work, load, sigmoid};
 
 /// The output of a block of rows.
 #[cube(launch)]
@@ -12,17 +12,15 @@ pub fn forward_kernel<F: Float, N: Size>(
     s: &[Vector<F, N>],          // [rows, C]
     v0: &[Vector<F, N>],         // [C]
     output: &mut [Vector<F, N>], // [rows, C]
-    rows: usize,
-    across: usize,
-    block: usize,
+    work: Work,
     #[define(F)] _dtype: ElemType,
 ) {
-    let place = Place::new(rows, across, block);
+    let place = work.place();
     let column = place.column;
     if place.is_inside {
         let v0 = load(v0, column);
         for row in place.from..place.to {
-            let at = row * across + column;
+            let at = row * work.across + column;
             let value = load(v, at);
             let (share, _) = sigmoid(load(s, at) + v0);
             let step = load(first, at) - value;
@@ -43,18 +41,16 @@ pub fn backward_kernel<F: Float, N: Size>(
     d_first: &mut [Vector<F, N>], // [rows, C]
     d_s: &mut [Vector<F, N>],     // [rows, C]
     sums: &mut [Vector<f32, N>],  // [blocks, 1, C]
-    rows: usize,
-    across: usize,
-    block: usize,
+    work: Work,
     #[define(F)] _dtype: ElemType,
 ) {
-    let place = Place::new(rows, across, block);
+    let place = work.place();
     let column = place.column;
     if place.is_inside {
         let v0 = load(v0, column);
         let mut d_v0 = Vector::<f32, N>::new(0.0);
         for row in place.from..place.to {
-            let at = row * across + column;
+            let at = row * work.across + column;
             let value = load(v, at);
             let (share, rest) = sigmoid(load(s, at) + v0);
             let step = load(first, at) - value;
@@ -65,6 +61,6 @@ pub fn backward_kernel<F: Float, N: Size>(
             d_first[at] = Vector::cast_from(d * share);
             d_s[at] = Vector::cast_from(d_share);
         }
-        sums[sum_place(0usize, 1usize, across, column)] = d_v0;
+        sums[work.sum_place(0usize, 1usize, column)] = d_v0;
     }
 }

@@ -24,9 +24,7 @@ impl ActivationOps for CubeBackend {
             cut.vector,
             buffer(&x),
             buffer(&y),
-            cut.rows,
-            cut.across,
-            cut.block,
+            cut.work(),
             activation,
             call.element(),
         );
@@ -49,9 +47,7 @@ impl ActivationOps for CubeBackend {
             buffer(&y),
             buffer(&gradient),
             buffer(&d_x),
-            cut.rows,
-            cut.across,
-            cut.block,
+            cut.work(),
             activation,
             call.element(),
         );

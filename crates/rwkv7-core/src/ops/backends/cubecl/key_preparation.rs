@@ -41,11 +41,7 @@ impl KeyPreparationOps for CubeBackend {
             buffer(&keys.k),
             buffer(&keys.a),
             buffer(&keys.b),
-            cut.rows,
-            cut.across,
-            cut.block,
-            cut.units,
-            head_size / cut.vector,
+            cut.work(),
             call.element(),
         );
         keys
@@ -82,11 +78,7 @@ impl KeyPreparationOps for CubeBackend {
             buffer(&d_w),
             buffer(&d_a),
             buffer(&partial),
-            cut.rows,
-            cut.across,
-            cut.block,
-            cut.units,
-            head_size / cut.vector,
+            cut.work(),
             call.element(),
         );
         let [w0, a0, k_k, k_a] = call.totals(&cut, partial, [&w0, &a0, &k_k, &k_a]);

@@ -29,10 +29,7 @@ impl LayerNormOps for CubeBackend {
             buffer(&y),
             epsilon,
             call.channels,
-            cut.rows,
-            cut.across,
-            cut.block,
-            cut.units,
+            cut.work(),
             cut.turns(),
             call.element(),
         );
@@ -62,10 +59,7 @@ impl LayerNormOps for CubeBackend {
             buffer(&partial),
             epsilon,
             call.channels,
-            cut.rows,
-            cut.across,
-            cut.block,
-            cut.units,
+            cut.work(),
             cut.turns(),
             call.element(),
         );

@@ -33,11 +33,7 @@ impl ReadOutOps for CubeBackend {
             buffer(&inputs.beta),
             buffer(&output),
             epsilon,
-            cut.rows,
-            cut.across,
-            cut.block,
-            cut.units,
-            head_size / cut.vector,
+            cut.work(),
             call.element(),
         );
         output
@@ -75,11 +71,7 @@ impl ReadOutOps for CubeBackend {
             buffer(&d_gate),
             buffer(&partial),
             epsilon,
-            cut.rows,
-            cut.across,
-            cut.block,
-            cut.units,
-            head_size / cut.vector,
+            cut.work(),
             call.element(),
         );
         let [r_k, gamma, beta] = call.totals(&cut, partial, [&r_k, &gamma, &beta]);

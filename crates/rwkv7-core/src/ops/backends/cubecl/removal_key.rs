@@ -28,11 +28,7 @@ impl RemovalKeyOps for CubeBackend {
             buffer(&bias),
             buffer(&a),
             buffer(&b),
-            cut.rows,
-            cut.across,
-            cut.block,
-            cut.units,
-            head_size / cut.vector,
+            cut.work(),
             call.element(),
         );
         RemovalTensors { a, b }
@@ -61,11 +57,7 @@ impl RemovalKeyOps for CubeBackend {
             buffer(&d_z),
             buffer(&d_rate),
             buffer(&partial),
-            cut.rows,
-            cut.across,
-            cut.block,
-            cut.units,
-            head_size / cut.vector,
+            cut.work(),
             call.element(),
         );
         let [bias] = call.totals(&cut, partial, [&bias]);

@@ -63,9 +63,7 @@ fn forward<const M: usize>(
         list(&mus),
         list(&outputs),
         time,
-        cut.rows,
-        cut.across,
-        cut.block,
+        cut.work(),
         M,
         call.element(),
     );
@@ -96,9 +94,7 @@ fn backward<const M: usize>(
         buffer(&d_last),
         buffer(&partial),
         time,
-        cut.rows,
-        cut.across,
-        cut.block,
+        cut.work(),
         M,
         call.element(),
     );

@@ -28,9 +28,7 @@ impl ValueResidualOps for CubeBackend {
             buffer(&s),
             buffer(&v0),
             buffer(&output),
-            cut.rows,
-            cut.across,
-            cut.block,
+            cut.work(),
             call.element(),
         );
         output
@@ -60,9 +58,7 @@ impl ValueResidualOps for CubeBackend {
             buffer(&d_first),
             buffer(&d_s),
             buffer(&partial),
-            cut.rows,
-            cut.across,
-            cut.block,
+            cut.work(),
             call.element(),
         );
         let [v0] = call.totals(&cut, partial, [&v0]);
