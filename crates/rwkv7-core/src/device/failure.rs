@@ -135,6 +135,9 @@ fn reason(message: &str) -> String {
 
 /// Runs `work`. A panic that a device caused becomes its failure and is not printed; any other panic goes on as ever.
 ///
+/// The hook for panics, of which a process has one, is replaced meanwhile. So calls of this function and of [`first_panic`] may lie
+/// within one another, and not overlap in two threads.
+///
 /// # Errors
 ///
 /// [`DeviceFailure`].
@@ -158,7 +161,7 @@ pub fn watch<T>(work: impl FnOnce() -> T) -> Result<T, DeviceFailure> {
     })
 }
 
-/// Runs `work` and prints none of its panics.
+/// Runs `work` and prints none of its panics. As in [`watch`], the process's hook for panics is replaced meanwhile.
 ///
 /// # Errors
 ///
@@ -190,7 +193,7 @@ fn caught<T>(
     silent: impl Fn(&str, &[String]) -> bool + Send + Sync + 'static,
 ) -> (Result<T, Box<dyn Any + Send>>, Vec<String>) {
     let messages = Arc::new(Mutex::new(Vec::new()));
-    let previous: Arc<dyn Fn(&PanicHookInfo<'_>) + Send + Sync> = panic::take_hook().into();
+    let previous = Arc::new(panic::take_hook());
     panic::set_hook({
         let (messages, previous) = (messages.clone(), previous.clone());
         Box::new(move |info| {
@@ -205,7 +208,12 @@ fn caught<T>(
         })
     });
     let result = panic::catch_unwind(AssertUnwindSafe(work));
-    panic::set_hook(Box::new(move |info| previous(info)));
+    // Without the hook of this call the one before it has a single owner, and can go back as it was.
+    drop(panic::take_hook());
+    panic::set_hook(match Arc::try_unwrap(previous) {
+        Ok(hook) => hook,
+        Err(shared) => Box::new(move |info: &PanicHookInfo<'_>| shared(info)),
+    });
     let mut messages = messages.lock().unwrap_or_else(PoisonError::into_inner);
     (result, std::mem::take(&mut *messages))
 }
