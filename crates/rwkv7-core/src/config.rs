@@ -1,6 +1,8 @@
 //! The architecture as data: every dimension is a field, and no dimension follows from a name.
 
-use std::{borrow::Cow, path::Path};
+mod limits;
+
+use std::path::Path;
 
 use burn::{
     config::{Config, ConfigError as LoadError},
@@ -12,6 +14,10 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use crate::{
     init::LayerInit,
     layers::{ChannelMixConfig, ChannelMixer},
+};
+
+pub use limits::{
+    ConfigError, LARGEST_DEPTH, LARGEST_DIMENSION, LARGEST_MODEL, check_size, is_positive,
 };
 
 /// Setters as Burn's `derive(Config)` makes them. The derive takes no generic types and knows no attributes of `serde`.
@@ -110,61 +116,6 @@ pub trait ChannelMixerConfig:
 /// A layer of this configuration, whose parameters have no values yet.
 fn example<S: ChannelMixerConfig>(config: &S, dims: &LayerDims) -> S::Layer {
     config.init(dims, &LayerInit::new(0, dims, &Device::default(), 0))
-}
-
-/// Largest size of one dimension, such as the vocabulary or the width. Products of two of them fit any integer.
-pub const LARGEST_DIMENSION: usize = 1 << 24;
-
-/// Largest number of layers.
-pub const LARGEST_DEPTH: usize = 1 << 16;
-
-/// Largest number of parameters. In f32 they take a terabyte, which no memory of one computer holds together with what computing
-/// needs.
-pub const LARGEST_MODEL: usize = 1 << 38;
-
-/// A configuration that no model can have.
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
-pub enum ConfigError {
-    /// A field holds a value that no model can have.
-    #[error("configuration: `{field}` is {found}, expected {expected}")]
-    Field {
-        /// Name of the field.
-        field: Cow<'static, str>,
-        /// The value found.
-        found: String,
-        /// What is allowed.
-        expected: String,
-    },
-    /// More parameters than any memory holds.
-    #[error(
-        "configuration: the model has {parameters} parameters, which take {bytes} bytes in f32, expected at most \
-         {LARGEST_MODEL} parameters; make it narrower or less deep"
-    )]
-    TooLarge {
-        /// Number of parameters; the largest integer stands for even more.
-        parameters: usize,
-        /// Bytes of the parameters in f32.
-        bytes: u128,
-    },
-    /// No preset of this name.
-    #[error("unknown model preset `{name}`; the presets are: {known}")]
-    UnknownPreset {
-        /// The name asked for.
-        name: String,
-        /// All names, separated by commas.
-        known: String,
-    },
-}
-
-impl ConfigError {
-    /// A field with a value that is not allowed.
-    pub fn field(field: &'static str, found: impl ToString, expected: impl Into<String>) -> Self {
-        Self::Field {
-            field: field.into(),
-            found: found.to_string(),
-            expected: expected.into(),
-        }
-    }
 }
 
 /// Configuration of an RWKV-7 model whose channel mixers are configured by `S`.
@@ -455,29 +406,6 @@ impl<S: ChannelMixerConfig> Rwkv7Config<S> {
         self.num_params()
             .saturating_add(self.n_embd.saturating_mul(factors))
     }
-}
-
-/// Checks a size against the largest one.
-///
-/// # Errors
-///
-/// [`ConfigError::Field`].
-pub fn check_size(field: &'static str, size: usize, largest: usize) -> Result<(), ConfigError> {
-    match size {
-        0 => Err(ConfigError::field(field, 0, "at least 1")),
-        size if size > largest => Err(ConfigError::field(
-            field,
-            size,
-            format!("at most {largest}"),
-        )),
-        _ => Ok(()),
-    }
-}
-
-/// Whether this is a positive number in f32 as well, where numbers below 1.2e-38 count as 0.
-pub fn is_positive(x: f64) -> bool {
-    let x = x as f32;
-    x.is_finite() && x >= f32::MIN_POSITIVE
 }
 
 #[cfg(test)]
