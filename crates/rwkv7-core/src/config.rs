@@ -2,7 +2,7 @@
 
 mod limits;
 
-use std::path::Path;
+use std::{fmt::Display, path::Path};
 
 use burn::{
     config::{Config, ConfigError as LoadError},
@@ -12,6 +12,7 @@ use burn::{
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
+    files,
     init::LayerInit,
     layers::{ChannelMixConfig, ChannelMixer},
 };
@@ -195,13 +196,20 @@ fn rank(x: f64) -> usize {
         .max(32)
 }
 
+/// Bytes of the largest configuration file that is loaded.
+const LARGEST_FILE: u64 = 64 << 20;
+
 /// Loading also takes the `config.json` of a training run, which has one more key, `architecture`.
 impl<S: ChannelMixerConfig> Config for Rwkv7Config<S> {
     fn load<P: AsRef<Path>>(file: P) -> Result<Self, LoadError> {
         let path = file.as_ref();
-        let json = std::fs::read(path)
-            .map_err(|error| LoadError::FileNotFound(format!("{}: {error}", path.display())))?;
-        Self::load_binary(&json)
+        let named = |reason: &dyn Display| format!("{}: {reason}", path.display());
+        let json = files::read(path, LARGEST_FILE)
+            .map_err(|error| LoadError::FileNotFound(named(&error)))?;
+        Self::load_binary(&json).map_err(|error| match error {
+            LoadError::InvalidFormat(reason) => LoadError::InvalidFormat(named(&reason)),
+            other => other,
+        })
     }
 
     fn load_binary(data: &[u8]) -> Result<Self, LoadError> {
@@ -457,6 +465,23 @@ mod tests {
             error.contains("meta-state") && error.contains("expected rwkv7"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn a_file_that_is_no_configuration_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("config.json");
+        let check = || {
+            let error = Rwkv7Config::<ChannelMixConfig>::load(&path)
+                .unwrap_err()
+                .to_string();
+            assert!(error.contains(&*path.to_string_lossy()), "{error}");
+        };
+        check();
+        for content in ["{", "[]", r#"{"architecture": "other"}"#] {
+            std::fs::write(&path, content).unwrap();
+            check();
+        }
     }
 
     #[test]
