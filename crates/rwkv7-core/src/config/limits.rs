@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-/// Largest size of one dimension, such as the vocabulary or the width. Products of two of them fit any integer.
+/// Largest size of one dimension, such as the vocabulary or the width. Products of two of them fit 64 bits.
 pub const LARGEST_DIMENSION: usize = 1 << 24;
 
 /// Largest number of layers.
