@@ -7,6 +7,8 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+use crate::messages::of_panic;
+
 /// A device that could not go on.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DeviceFailure {
@@ -151,7 +153,7 @@ pub fn watch<T>(work: impl FnOnce() -> T) -> Result<T, DeviceFailure> {
             || is_echo(message) && failure(earlier).is_some()
     });
     result.map_err(|panic| {
-        let own = text(panic.as_ref()).unwrap_or_default();
+        let own = of_panic(panic.as_ref()).unwrap_or_default();
         // Panics of before may be ones that were got over, as a kernel that tuning tries in vain.
         let told = match is_echo(&own) {
             true => failure(&messages),
@@ -170,7 +172,7 @@ pub fn watch<T>(work: impl FnOnce() -> T) -> Result<T, DeviceFailure> {
 pub fn first_panic<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     let (result, messages) = caught(work, |_, _| true);
     result.map_err(|panic| {
-        let own = text(panic.as_ref());
+        let own = of_panic(panic.as_ref());
         let told = messages.into_iter().find(|message| !is_echo(message));
         match told.or(own.filter(|message| !is_echo(message))) {
             Some(message) => reason(&message),
@@ -197,7 +199,7 @@ fn caught<T>(
     panic::set_hook({
         let (messages, previous) = (messages.clone(), previous.clone());
         Box::new(move |info| {
-            let message = text(info.payload()).unwrap_or_default();
+            let message = of_panic(info.payload()).unwrap_or_default();
             let mut messages = messages.lock().unwrap_or_else(PoisonError::into_inner);
             let silent = silent(&message, &messages);
             messages.push(message);
@@ -216,12 +218,6 @@ fn caught<T>(
     });
     let mut messages = messages.lock().unwrap_or_else(PoisonError::into_inner);
     (result, std::mem::take(&mut *messages))
-}
-
-/// The message of a panic.
-fn text(payload: &(dyn Any + Send)) -> Option<String> {
-    let text = payload.downcast_ref::<&str>().map(|text| text.to_string());
-    text.or_else(|| payload.downcast_ref::<String>().cloned())
 }
 
 #[cfg(test)]
@@ -306,7 +302,7 @@ mod tests {
             let _ = watch(|| panic!("a broken invariant"));
         });
         assert_eq!(
-            text(panic.unwrap_err().as_ref()).unwrap(),
+            of_panic(panic.unwrap_err().as_ref()).unwrap(),
             "a broken invariant"
         );
     }
