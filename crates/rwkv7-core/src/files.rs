@@ -1,7 +1,7 @@
 //! Reading files whose names come from outside: only regular files, and never more of them than expected.
 //!
 //! A pipe can block for ever, and a device such as `/dev/zero` has no end. A name that a user, a folder or another file gives may
-//! lead to either, so every loader of this project opens its files here.
+//! lead to either, so models, tokenizers and their configurations are opened here.
 
 use std::{
     fs::{File, Metadata},
