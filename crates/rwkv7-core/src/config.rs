@@ -1,6 +1,8 @@
 //! The architecture as data: every dimension is a field, and no dimension follows from a name.
 
-use std::{borrow::Cow, path::Path};
+mod limits;
+
+use std::{fmt::Display, path::Path};
 
 use burn::{
     config::{Config, ConfigError as LoadError},
@@ -10,8 +12,13 @@ use burn::{
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
+    files,
     init::LayerInit,
     layers::{ChannelMixConfig, ChannelMixer},
+};
+
+pub use limits::{
+    ConfigError, LARGEST_DEPTH, LARGEST_DIMENSION, LARGEST_MODEL, check_size, is_positive,
 };
 
 /// Setters as Burn's `derive(Config)` makes them. The derive takes no generic types and knows no attributes of `serde`.
@@ -112,61 +119,6 @@ fn example<S: ChannelMixerConfig>(config: &S, dims: &LayerDims) -> S::Layer {
     config.init(dims, &LayerInit::new(0, dims, &Device::default(), 0))
 }
 
-/// Largest size of one dimension, such as the vocabulary or the width. Products of two of them fit any integer.
-pub const LARGEST_DIMENSION: usize = 1 << 24;
-
-/// Largest number of layers.
-pub const LARGEST_DEPTH: usize = 1 << 16;
-
-/// Largest number of parameters. In f32 they take a terabyte, which no memory of one computer holds together with what computing
-/// needs.
-pub const LARGEST_MODEL: usize = 1 << 38;
-
-/// A configuration that no model can have.
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
-pub enum ConfigError {
-    /// A field holds a value that no model can have.
-    #[error("configuration: `{field}` is {found}, expected {expected}")]
-    Field {
-        /// Name of the field.
-        field: Cow<'static, str>,
-        /// The value found.
-        found: String,
-        /// What is allowed.
-        expected: String,
-    },
-    /// More parameters than any memory holds.
-    #[error(
-        "configuration: the model has {parameters} parameters, which take {bytes} bytes in f32, expected at most \
-         {LARGEST_MODEL} parameters; make it narrower or less deep"
-    )]
-    TooLarge {
-        /// Number of parameters; the largest integer stands for even more.
-        parameters: usize,
-        /// Bytes of the parameters in f32.
-        bytes: u128,
-    },
-    /// No preset of this name.
-    #[error("unknown model preset `{name}`; the presets are: {known}")]
-    UnknownPreset {
-        /// The name asked for.
-        name: String,
-        /// All names, separated by commas.
-        known: String,
-    },
-}
-
-impl ConfigError {
-    /// A field with a value that is not allowed.
-    pub fn field(field: &'static str, found: impl ToString, expected: impl Into<String>) -> Self {
-        Self::Field {
-            field: field.into(),
-            found: found.to_string(),
-            expected: expected.into(),
-        }
-    }
-}
-
 /// Configuration of an RWKV-7 model whose channel mixers are configured by `S`.
 ///
 /// The symbols are those of the RWKV-7 paper (arXiv 2503.14456) and of the official training code.
@@ -244,13 +196,20 @@ fn rank(x: f64) -> usize {
         .max(32)
 }
 
+/// Bytes of the largest configuration file that is loaded.
+const LARGEST_FILE: u64 = 64 << 20;
+
 /// Loading also takes the `config.json` of a training run, which has one more key, `architecture`.
 impl<S: ChannelMixerConfig> Config for Rwkv7Config<S> {
     fn load<P: AsRef<Path>>(file: P) -> Result<Self, LoadError> {
         let path = file.as_ref();
-        let json = std::fs::read(path)
-            .map_err(|error| LoadError::FileNotFound(format!("{}: {error}", path.display())))?;
-        Self::load_binary(&json)
+        let named = |reason: &dyn Display| format!("{}: {reason}", path.display());
+        let json = files::read(path, LARGEST_FILE)
+            .map_err(|error| LoadError::FileNotFound(named(&error)))?;
+        Self::load_binary(&json).map_err(|error| match error {
+            LoadError::InvalidFormat(reason) => LoadError::InvalidFormat(named(&reason)),
+            other => other,
+        })
     }
 
     fn load_binary(data: &[u8]) -> Result<Self, LoadError> {
@@ -457,29 +416,6 @@ impl<S: ChannelMixerConfig> Rwkv7Config<S> {
     }
 }
 
-/// Checks a size against the largest one.
-///
-/// # Errors
-///
-/// [`ConfigError::Field`].
-pub fn check_size(field: &'static str, size: usize, largest: usize) -> Result<(), ConfigError> {
-    match size {
-        0 => Err(ConfigError::field(field, 0, "at least 1")),
-        size if size > largest => Err(ConfigError::field(
-            field,
-            size,
-            format!("at most {largest}"),
-        )),
-        _ => Ok(()),
-    }
-}
-
-/// Whether this is a positive number in f32 as well, where numbers below 1.2e-38 count as 0.
-pub fn is_positive(x: f64) -> bool {
-    let x = x as f32;
-    x.is_finite() && x >= f32::MIN_POSITIVE
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -529,6 +465,23 @@ mod tests {
             error.contains("meta-state") && error.contains("expected rwkv7"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn a_file_that_is_no_configuration_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("config.json");
+        let check = || {
+            let error = Rwkv7Config::<ChannelMixConfig>::load(&path)
+                .unwrap_err()
+                .to_string();
+            assert!(error.contains(&*path.to_string_lossy()), "{error}");
+        };
+        check();
+        for content in ["{", "[]", r#"{"architecture": "other"}"#] {
+            std::fs::write(&path, content).unwrap();
+            check();
+        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Reading files whose names come from outside: only regular files, and never more of them than expected.
 //!
 //! A pipe can block for ever, and a device such as `/dev/zero` has no end. A name that a user, a folder or another file gives may
-//! lead to either, so every loader of this project opens its files here.
+//! lead to either, so models, tokenizers and their configurations are opened here.
 
 use std::{
     fs::{File, Metadata},
@@ -42,7 +42,8 @@ pub fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     }
     // Files of the system, such as those in /proc, say that they are empty, so what is read counts too.
     let mut content = Vec::with_capacity(expected as usize);
-    file.take(limit + 1).read_to_end(&mut content)?;
+    file.take(limit.saturating_add(1))
+        .read_to_end(&mut content)?;
     if content.len() as u64 > limit {
         return Err(too_large(content.len() as u64, limit));
     }
@@ -120,6 +121,7 @@ mod tests {
         let path = folder.path().join("file");
         std::fs::write(&path, "12345").unwrap();
         assert_eq!(read(&path, 5).unwrap(), b"12345");
+        assert_eq!(read(&path, u64::MAX).unwrap(), b"12345");
         assert_eq!(read_text(&path, 5).unwrap(), "12345");
         let error = read(&path, 4).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::FileTooLarge);

@@ -139,8 +139,7 @@ impl<'a, M: ChannelMixer> Generator<'a, M> {
     }
 
     /// Reads a prompt and continues it: an iterator over pieces of text, one for each token. The prompt and all pieces together are
-    /// the text of all tokens. Generation ends at the tokenizer's
-    /// end of text.
+    /// the text of all tokens. Generation ends at the tokenizer's end of text.
     ///
     /// A generator that has read nothing reads an end of text before the prompt, as training texts have one before every
     /// document.

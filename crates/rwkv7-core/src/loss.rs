@@ -4,7 +4,7 @@ use burn::tensor::{Int, Tensor};
 
 use crate::{Rwkv7, layers::ChannelMixer, ops};
 
-/// Weight of L2Wrap's pull, of the mean over the tokens.
+/// The share of its largest logit by which [`l2_wrap`] pulls each token's logits, before the mean over the tokens.
 const L2_WRAP: f64 = 1e-4;
 
 /// Mean cross-entropy in nats over the counted tokens.

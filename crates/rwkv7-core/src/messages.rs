@@ -1,4 +1,6 @@
-//! Texts from files in messages: short, and without control characters, which a terminal would obey.
+//! Texts from files in messages: short, and without control characters, which a terminal would obey. And the texts of panics.
+
+use std::any::Any;
 
 /// Number of lines of a list that a message shows.
 const LINES: usize = 20;
@@ -27,6 +29,12 @@ pub(crate) fn brief(text: &str) -> String {
         short.push('…');
     }
     short
+}
+
+/// What a panic says, if it says something.
+pub(crate) fn of_panic(panic: &(dyn Any + Send)) -> Option<String> {
+    let text = panic.downcast_ref::<&str>().map(ToString::to_string);
+    text.or_else(|| panic.downcast_ref::<String>().cloned())
 }
 
 #[cfg(test)]

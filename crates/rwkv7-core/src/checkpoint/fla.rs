@@ -4,12 +4,11 @@ use std::path::Path;
 
 use burn::tensor::DType;
 use burn_store::burn_pack::Tensor as PackTensor;
-
 use serde_json::Value;
 
-use crate::{Rwkv7Config, config::ChannelMixerConfig, files, layers::ChannelMixConfig};
+use crate::{Rwkv7Config, config::ChannelMixerConfig, layers::ChannelMixConfig};
 
-use super::{CheckpointError, ModelMetadata, read::LARGEST_JSON};
+use super::{CheckpointError, ModelMetadata, metadata::config_beside};
 
 /// The content of `config.json` beside these tensors.
 pub(super) fn config<S: ChannelMixerConfig>(
@@ -60,9 +59,9 @@ pub(super) fn config<S: ChannelMixerConfig>(
 }
 
 /// The epsilons in the `config.json` beside flash-linear-attention's tensors. The epsilon of its group norm follows from the head
-/// size, unless [`GROUP_NORM_EPS`] gives another.
-pub(super) fn metadata(path: &Path) -> Result<Option<ModelMetadata>, CheckpointError> {
-    let Some(json) = config_beside(path)? else {
+/// size, unless [`GROUP_NORM_EPS`] gives another. Tensors that come from no file have none.
+pub(super) fn metadata(path: Option<&Path>) -> Result<Option<ModelMetadata>, CheckpointError> {
+    let Some(json) = path.map_or(Ok(None), config_beside)? else {
         return Ok(None);
     };
     let number = |key: &str| json.get(key).and_then(Value::as_f64);
@@ -84,31 +83,10 @@ pub(super) fn metadata(path: &Path) -> Result<Option<ModelMetadata>, CheckpointE
 const GROUP_NORM_EPS: &str = "group_norm_eps";
 
 /// Whether the `config.json` beside the tensors says that the embedding is the head too.
-pub(super) fn is_tied(path: &Path) -> Result<bool, CheckpointError> {
-    let json = config_beside(path)?;
+pub(super) fn is_tied(path: Option<&Path>) -> Result<bool, CheckpointError> {
+    let json = path.map_or(Ok(None), config_beside)?;
     let tied = json
         .as_ref()
         .and_then(|json| json.get("tie_word_embeddings"));
     Ok(tied.and_then(Value::as_bool) == Some(true))
-}
-
-/// The `config.json` in the folder of a model.
-fn config_beside(path: &Path) -> Result<Option<Value>, CheckpointError> {
-    let folder = if path.is_dir() {
-        Some(path)
-    } else {
-        path.parent()
-    };
-    let Some(file) = folder
-        .map(|folder| folder.join("config.json"))
-        .filter(|file| file.is_file())
-    else {
-        return Ok(None);
-    };
-    let wrong = |reason: String| CheckpointError::ConfigFile {
-        path: file.clone(),
-        reason,
-    };
-    let text = files::read_text(&file, LARGEST_JSON).map_err(|e| wrong(e.to_string()))?;
-    serde_json::from_str(&text).map_err(|e| wrong(e.to_string()))
 }

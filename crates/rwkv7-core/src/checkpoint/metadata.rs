@@ -5,7 +5,7 @@ use std::path::Path;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
-use super::read::LARGEST_JSON;
+use super::{CheckpointError, read::LARGEST_JSON};
 use crate::{Rwkv7Config, config::ChannelMixerConfig, files, messages::brief};
 
 /// Architecture and configuration of a model, as a checkpoint file or the `config.json` beside it says them.
@@ -57,12 +57,8 @@ impl ModelMetadata {
     /// The metadata in the `config.json` of this folder, or of the folder that this file is in; none where there is no such
     /// file or where the file is another program's.
     pub fn beside(path: &Path) -> Option<Self> {
-        let folder = match path.is_dir() {
-            true => path,
-            false => path.parent().unwrap_or(path),
-        };
-        let text = files::read_text(&folder.join("config.json"), LARGEST_JSON).ok()?;
-        serde_json::from_str(&text).ok()
+        let json = config_beside(path).ok()??;
+        serde_json::from_value(json).ok()
     }
 
     /// Fields in which the two models differ so that a state of one is invalid for the other, one line a field.
@@ -82,5 +78,52 @@ impl ModelMetadata {
                 difference(field, &found.to_string(), &expected.to_string())
             })
             .collect()
+    }
+}
+
+/// The `config.json` in the folder of a model; `path` is the folder or a file in it.
+pub(super) fn config_beside(path: &Path) -> Result<Option<Value>, CheckpointError> {
+    let folder = if path.is_dir() {
+        Some(path)
+    } else {
+        path.parent()
+    };
+    let Some(file) = folder
+        .map(|folder| folder.join("config.json"))
+        .filter(|file| file.is_file())
+    else {
+        return Ok(None);
+    };
+    let wrong = |reason: String| CheckpointError::ConfigFile {
+        path: file.clone(),
+        reason,
+    };
+    let text = files::read_text(&file, LARGEST_JSON).map_err(|e| wrong(e.to_string()))?;
+    serde_json::from_str(&text).map_err(|e| wrong(e.to_string()))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::checkpoint::Checkpoint;
+
+    #[test]
+    fn the_name_of_a_checkpoint_in_memory_leads_to_no_file() {
+        let header = br#"{"emb.weight":{"dtype":"F32","shape":[2,2],"data_offsets":[0,16]}}"#;
+        let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+        bytes.extend(header);
+        bytes.extend([0_u8; 16]);
+        let folder = tempfile::tempdir().unwrap();
+        let json = r#"{"architecture": "other", "tie_word_embeddings": true}"#;
+        std::fs::write(folder.path().join("config.json"), json).unwrap();
+        let path = folder.path().join("model.safetensors");
+        std::fs::write(&path, &bytes).unwrap();
+
+        let file = Checkpoint::open(&path).unwrap();
+        assert_eq!((file.architecture(), file.len()), (Some("other"), 2));
+        let name = path.to_str().unwrap();
+        let memory = Checkpoint::from_safetensors(name, bytes.leak()).unwrap();
+        assert_eq!((memory.architecture(), memory.len()), (None, 1));
     }
 }

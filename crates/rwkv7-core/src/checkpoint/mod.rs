@@ -86,7 +86,7 @@ impl Checkpoint {
     ///
     /// [`CheckpointError`] if there is no such file, or if the file is damaged or of no known format.
     pub fn open(path: &Path) -> Result<Self, CheckpointError> {
-        Self::new(path, read::open(path)?)
+        Self::new(path, read::open(path)?, Some(path))
     }
 
     /// The checkpoint in the bytes of a safetensors file; `name` is for messages.
@@ -98,7 +98,7 @@ impl Checkpoint {
         let path = Path::new(name);
         let raw = read::safetensors(path, Arc::new(bytes))?;
         read::bounded(path, &raw)?;
-        Self::new(path, raw)
+        Self::new(path, raw, None)
     }
 
     /// The tensors of a model in memory, which is of this configuration.
@@ -123,7 +123,13 @@ impl Checkpoint {
         }
     }
 
-    fn new(path: &Path, raw: read::RawCheckpoint) -> Result<Self, CheckpointError> {
+    /// `path` is for messages. `file` is where the tensors come from, if they come from a file or folder: the `config.json` there
+    /// counts.
+    fn new(
+        path: &Path,
+        raw: read::RawCheckpoint,
+        file: Option<&Path>,
+    ) -> Result<Self, CheckpointError> {
         let (scheme, found) = match raw.scheme {
             Some(scheme) => (scheme, raw.tensors),
             None => {
@@ -134,7 +140,7 @@ impl Checkpoint {
         let mut tensors = names::to_official(found, scheme);
         if let Some(head) = names::tied_head(&tensors)
             && scheme != NamingScheme::Burn
-            && fla::is_tied(path)?
+            && fla::is_tied(file)?
         {
             tensors.push(head);
         }
@@ -148,8 +154,10 @@ impl Checkpoint {
             });
         }
         let metadata = match scheme {
-            NamingScheme::Fla => fla::metadata(path)?,
-            _ => raw.metadata.or_else(|| ModelMetadata::beside(path)),
+            NamingScheme::Fla => fla::metadata(file)?,
+            _ => raw
+                .metadata
+                .or_else(|| file.and_then(ModelMetadata::beside)),
         };
         Ok(Self {
             path: path.to_path_buf(),
@@ -220,9 +228,10 @@ impl Checkpoint {
     ///
     /// # Errors
     ///
-    /// [`CheckpointError::OtherContent`] if the file is no model of RWKV-7's kind, [`CheckpointError::Architecture`] if the model is
-    /// of another architecture, [`CheckpointError::Contradiction`] if the metadata contradict the tensors, and
-    /// [`CheckpointError::Tensors`] with the missing tensors.
+    /// [`CheckpointError::OtherContent`] if the file is no model of RWKV-7's kind, [`CheckpointError::Dtype`] if a tensor holds other
+    /// numbers than floating-point ones, [`CheckpointError::Architecture`] if the model is of another architecture,
+    /// [`CheckpointError::Contradiction`] if the metadata contradict the tensors, and [`CheckpointError::Tensors`] with the missing
+    /// tensors.
     pub fn config<S: ChannelMixerConfig>(&self) -> Result<Rwkv7Config<S>, CheckpointError> {
         let tensors = self.named_for::<S>();
         if let Some((found, remedy)) = recognise::other_model(&tensors) {
@@ -258,7 +267,8 @@ impl Checkpoint {
     ///
     /// # Errors
     ///
-    /// [`CheckpointError::Tensors`] lists every tensor that is missing, unknown or of the wrong shape.
+    /// [`CheckpointError::Tensors`] lists every tensor that is missing, unknown or of the wrong shape; [`CheckpointError::Dtype`] if
+    /// a tensor holds other numbers than floating-point ones.
     pub fn tensors<S: ChannelMixerConfig>(
         &self,
         config: &Rwkv7Config<S>,

@@ -164,6 +164,15 @@ pub(super) fn save_from<S: ChannelMixerConfig>(
     format: Format,
     dtype: Option<DType>,
 ) -> Result<(), CheckpointError> {
+    let has_fla_names = S::Layer::NAME == ChannelMix::NAME
+        && config.embed_width.is_none()
+        && config.norm_prefix.is_none();
+    if format == Format::Fla && !has_fla_names {
+        return Err(CheckpointError::NoSuchLayout {
+            path: path.to_path_buf(),
+            architecture: S::ARCHITECTURE.into(),
+        });
+    }
     let checksums = values::check(source, path, &tensors, dtype)?;
     let tensors: Vec<PackTensor> = tensors
         .into_iter()
@@ -175,16 +184,6 @@ pub(super) fn save_from<S: ChannelMixerConfig>(
             write::safetensors(path, &tensors, checksums, [(CONFIG, metadata)])?.commit()
         }
         Format::Burn => write::burnpack(path, names::to_burn(tensors, S::Layer::NAME), &metadata),
-        Format::Fla
-            if S::Layer::NAME != ChannelMix::NAME
-                || config.embed_width.is_some()
-                || config.norm_prefix.is_some() =>
-        {
-            Err(CheckpointError::NoSuchLayout {
-                path: path.to_path_buf(),
-                architecture: S::ARCHITECTURE.into(),
-            })
-        }
         Format::Fla => {
             let folder = write::NewFolder::make(path)?;
             let tensors = names::to_fla(tensors);

@@ -90,7 +90,7 @@ impl<S: StateTensors> State<S> {
                 return Err(StateError::OtherModel { file, differences });
             }
         }
-        let checkpoint = Checkpoint::new(path, raw)?;
+        let checkpoint = Checkpoint::new(path, raw, Some(path))?;
         checkpoint.check_types()?;
         let tensors = checkpoint.read_all()?;
         Ok((self.with_values(&file, tensors)?, unread))

@@ -103,11 +103,9 @@ pub fn check(
             .filter(|&dtype| dtype != data.dtype())
             .map(|dtype| data.clone().convert_dtype(dtype));
         let written = cast.as_ref().unwrap_or(&data);
-        if let Some(NotFinite { at, count, .. }) = NotFinite::find(written) {
-            let (name, all, first) = (&tensor.name, data.num_elements(), value(&data, at));
-            too_large.push(format!(
-                "{name}: {count} of {all} values, the first is {first} at {at}"
-            ));
+        if let Some(mut found) = NotFinite::find(written) {
+            found.first = value(&data, found.at);
+            too_large.push(found.line(&tensor.name, data.num_elements()));
         }
         checksums.insert(tensor.name.clone(), crc32fast::hash(written.as_bytes()));
     }

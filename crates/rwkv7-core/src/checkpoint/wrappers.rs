@@ -5,7 +5,7 @@ use burn_store::burn_pack::Tensor as PackTensor;
 /// Entries of a training program's checkpoint that hold the model; what stands beside them is no part of it.
 const MODEL: [&str; 2] = ["state_dict.", "model_state_dict."];
 
-/// Entries beside a model of any other name that hold no part of it.
+/// Entries that hold no part of the model, whatever the entry with the model is called.
 const REST: [&str; 8] = [
     "optimizer.",
     "optimizer_states.",
@@ -17,7 +17,7 @@ const REST: [&str; 8] = [
     "loops.",
 ];
 
-/// Prefixes of names: those of the entries, of DeepSpeed and of `torch.compile`.
+/// Prefixes of names: those of the entries, of wrappers for several devices, of DeepSpeed and of `torch.compile`.
 const PREFIXES: [&str; 5] = [
     "state_dict.",
     "model_state_dict.",

@@ -7,6 +7,8 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+use crate::messages::of_panic;
+
 /// A device that could not go on.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DeviceFailure {
@@ -135,6 +137,9 @@ fn reason(message: &str) -> String {
 
 /// Runs `work`. A panic that a device caused becomes its failure and is not printed; any other panic goes on as ever.
 ///
+/// The hook for panics, of which a process has one, is replaced meanwhile. So calls of this function and of [`first_panic`] may lie
+/// within one another, and not overlap in two threads.
+///
 /// # Errors
 ///
 /// [`DeviceFailure`].
@@ -148,7 +153,7 @@ pub fn watch<T>(work: impl FnOnce() -> T) -> Result<T, DeviceFailure> {
             || is_echo(message) && failure(earlier).is_some()
     });
     result.map_err(|panic| {
-        let own = text(panic.as_ref()).unwrap_or_default();
+        let own = of_panic(panic.as_ref()).unwrap_or_default();
         // Panics of before may be ones that were got over, as a kernel that tuning tries in vain.
         let told = match is_echo(&own) {
             true => failure(&messages),
@@ -158,7 +163,7 @@ pub fn watch<T>(work: impl FnOnce() -> T) -> Result<T, DeviceFailure> {
     })
 }
 
-/// Runs `work` and prints none of its panics.
+/// Runs `work` and prints none of its panics. As in [`watch`], the process's hook for panics is replaced meanwhile.
 ///
 /// # Errors
 ///
@@ -167,7 +172,7 @@ pub fn watch<T>(work: impl FnOnce() -> T) -> Result<T, DeviceFailure> {
 pub fn first_panic<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     let (result, messages) = caught(work, |_, _| true);
     result.map_err(|panic| {
-        let own = text(panic.as_ref());
+        let own = of_panic(panic.as_ref());
         let told = messages.into_iter().find(|message| !is_echo(message));
         match told.or(own.filter(|message| !is_echo(message))) {
             Some(message) => reason(&message),
@@ -190,11 +195,11 @@ fn caught<T>(
     silent: impl Fn(&str, &[String]) -> bool + Send + Sync + 'static,
 ) -> (Result<T, Box<dyn Any + Send>>, Vec<String>) {
     let messages = Arc::new(Mutex::new(Vec::new()));
-    let previous: Arc<dyn Fn(&PanicHookInfo<'_>) + Send + Sync> = panic::take_hook().into();
+    let previous = Arc::new(panic::take_hook());
     panic::set_hook({
         let (messages, previous) = (messages.clone(), previous.clone());
         Box::new(move |info| {
-            let message = text(info.payload()).unwrap_or_default();
+            let message = of_panic(info.payload()).unwrap_or_default();
             let mut messages = messages.lock().unwrap_or_else(PoisonError::into_inner);
             let silent = silent(&message, &messages);
             messages.push(message);
@@ -205,15 +210,14 @@ fn caught<T>(
         })
     });
     let result = panic::catch_unwind(AssertUnwindSafe(work));
-    panic::set_hook(Box::new(move |info| previous(info)));
+    // Without the hook of this call the one before it has a single owner, and can go back as it was.
+    drop(panic::take_hook());
+    panic::set_hook(match Arc::try_unwrap(previous) {
+        Ok(hook) => hook,
+        Err(shared) => Box::new(move |info: &PanicHookInfo<'_>| shared(info)),
+    });
     let mut messages = messages.lock().unwrap_or_else(PoisonError::into_inner);
     (result, std::mem::take(&mut *messages))
-}
-
-/// The message of a panic.
-fn text(payload: &(dyn Any + Send)) -> Option<String> {
-    let text = payload.downcast_ref::<&str>().map(|text| text.to_string());
-    text.or_else(|| payload.downcast_ref::<String>().cloned())
 }
 
 #[cfg(test)]
@@ -298,7 +302,7 @@ mod tests {
             let _ = watch(|| panic!("a broken invariant"));
         });
         assert_eq!(
-            text(panic.unwrap_err().as_ref()).unwrap(),
+            of_panic(panic.unwrap_err().as_ref()).unwrap(),
             "a broken invariant"
         );
     }

@@ -2,38 +2,24 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    fs::{self, File},
-    io::{self, Read},
+    io,
     path::Path,
 };
 
 use serde::de::IgnoredAny;
+
+use crate::files;
 
 /// The largest published files have a quarter of this.
 const LARGEST: u64 = 128 << 20;
 
 /// The content of a regular file of at most 128 MiB.
 pub(super) fn read(path: &Path) -> io::Result<Vec<u8>> {
-    let metadata = fs::metadata(path)?;
-    let refuse = |reason: String| Err(io::Error::other(reason));
-    if metadata.is_dir() {
-        return refuse("it is a folder; name the file in it, such as tokenizer.json".into());
+    if path.is_dir() {
+        let reason = "it is a folder; name the file in it, such as tokenizer.json";
+        return Err(io::Error::other(reason));
     }
-    // To open a pipe would be to wait for its other end, and a device has no end.
-    if !metadata.is_file() {
-        return refuse("it is a pipe or a device, expected a file".into());
-    }
-    let mut content = Vec::with_capacity(metadata.len().min(LARGEST) as usize);
-    File::open(path)?
-        .take(LARGEST + 1)
-        .read_to_end(&mut content)?;
-    if content.len() as u64 > LARGEST {
-        return refuse(format!(
-            "it has more than {} MiB, which no tokenizer has",
-            LARGEST >> 20
-        ));
-    }
-    Ok(content)
+    files::read(path, LARGEST)
 }
 
 /// Keys by which other JSON files of a model's folder are known, and what such a file is.

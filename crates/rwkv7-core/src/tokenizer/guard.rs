@@ -7,6 +7,8 @@ use std::{
     sync::Once,
 };
 
+use crate::messages::of_panic;
+
 thread_local! {
     /// Whether a panic of this thread is caught and told as an error.
     static CAUGHT: Cell<bool> = const { Cell::new(false) };
@@ -31,11 +33,7 @@ pub(super) fn caught<T>(call: impl FnOnce() -> T) -> Result<T, String> {
 }
 
 fn message(panic: &(dyn Any + Send)) -> String {
-    let text = panic
-        .downcast_ref::<&str>()
-        .map(ToString::to_string)
-        .or_else(|| panic.downcast_ref::<String>().cloned())
-        .unwrap_or_default();
+    let text = of_panic(panic).unwrap_or_default();
     let line: String = text
         .lines()
         .next()

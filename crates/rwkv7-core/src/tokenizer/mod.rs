@@ -42,7 +42,7 @@ pub trait Tokenizer: Send + Sync {
     ///
     /// # Errors
     ///
-    /// As [`encode`](Self::encode).
+    /// As [`encode`](Self::encode) and [`decode_bytes`](Self::decode_bytes).
     fn encode_with_ends(&self, text: &str) -> Result<(Vec<u32>, Vec<usize>), TokenizerError> {
         let ids = self.encode(text)?;
         let mut end = 0;
@@ -58,7 +58,7 @@ pub trait Tokenizer: Send + Sync {
     ///
     /// # Errors
     ///
-    /// [`TokenizerError::UnknownId`].
+    /// [`TokenizerError::UnknownId`], and [`TokenizerError::Library`] if a third-party tokenizer fails.
     fn decode_bytes(&self, ids: &[u32]) -> Result<Vec<u8>, TokenizerError>;
 
     /// The id between documents, which stands for no text.
@@ -85,7 +85,7 @@ pub trait Tokenizer: Send + Sync {
     ///
     /// # Errors
     ///
-    /// [`TokenizerError::UnknownId`].
+    /// As [`decode_bytes`](Self::decode_bytes).
     fn decode(&self, ids: &[u32]) -> Result<String, TokenizerError> {
         Ok(String::from_utf8_lossy(&self.decode_bytes(ids)?).into_owned())
     }

@@ -37,7 +37,7 @@ impl<'a> StreamDecoder<'a> {
     ///
     /// # Errors
     ///
-    /// [`TokenizerError::UnknownId`].
+    /// As [`Tokenizer::decode_bytes`]; then the text goes on without the id.
     pub fn push(&mut self, id: u32) -> Result<String, TokenizerError> {
         match &mut self.held {
             Held::Window(window) => window.push(self.tokenizer, id),

@@ -27,7 +27,7 @@ impl Window {
             .iter()
             .position(|&id| !tokenizer.holds_back(id));
         let ids = whole.map_or(&[][..], |skipped| &context[first + skipped..]);
-        // Ids that stand for no text are no context.
+        // A context that cannot be decoded is none.
         let (ids, text) = match tokenizer.decode(ids) {
             Ok(text) => (ids.to_vec(), text),
             Err(_) => (Vec::new(), String::new()),
@@ -53,7 +53,7 @@ impl Window {
         }
         let piece = self.certain();
         self.shown += piece.len();
-        self.slide(tokenizer)?;
+        self.slide(tokenizer);
         Ok(piece)
     }
 
@@ -78,17 +78,19 @@ impl Window {
             .to_string()
     }
 
-    /// Forgets the oldest tokens where the rest of the text does not depend on them.
-    fn slide(&mut self, tokenizer: &dyn Tokenizer) -> Result<(), TokenizerError> {
+    /// Forgets the oldest tokens where the rest can be decoded without them and does not depend on them.
+    fn slide(&mut self, tokenizer: &dyn Tokenizer) {
         let start = self.ids.len().saturating_sub(KEPT);
         if start < KEPT || tokenizer.holds_back(self.ids[start]) {
-            return Ok(());
+            return;
         }
         let ids = &self.ids[start..];
         let texts = (0..=LOOKAHEAD)
             .rev()
             .map(|behind| tokenizer.decode(&ids[..ids.len() - behind]));
-        let texts = texts.collect::<Result<VecDeque<String>, _>>()?;
+        let Ok(texts) = texts.collect::<Result<VecDeque<String>, _>>() else {
+            return;
+        };
         let mut shown = None;
         for (old, new) in self.texts.iter().zip(&texts) {
             let rest = old.len().checked_sub(self.shown);
@@ -98,14 +100,13 @@ impl Window {
             });
             let at = same.map(|rest| new.len() - rest);
             if at.is_none() || shown.is_some_and(|shown| Some(shown) != at) {
-                return Ok(());
+                return;
             }
             shown = at;
         }
         self.shown = shown.unwrap_or(self.shown);
         self.ids.drain(..start);
         self.texts = texts;
-        Ok(())
     }
 }
 
@@ -113,4 +114,58 @@ impl Window {
 fn common_prefix(a: &str, b: &str) -> usize {
     let same = a.bytes().zip(b.bytes()).take_while(|(a, b)| a == b).count();
     a.floor_char_boundary(same)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    /// Letters, the second of which no text begins with.
+    struct Letters;
+
+    impl Tokenizer for Letters {
+        fn vocab_size(&self) -> usize {
+            2
+        }
+
+        fn encode(&self, _text: &str) -> Result<Vec<u32>, TokenizerError> {
+            Ok(Vec::new())
+        }
+
+        fn decode_bytes(&self, ids: &[u32]) -> Result<Vec<u8>, TokenizerError> {
+            if ids.first() == Some(&1) {
+                let reason = "a text begins with b".into();
+                return Err(TokenizerError::Library { reason });
+            }
+            Ok(ids.iter().map(|&id| b'a' + id as u8).collect())
+        }
+
+        fn end_of_text(&self) -> u32 {
+            0
+        }
+
+        fn fingerprint(&self) -> String {
+            String::new()
+        }
+
+        fn is_concatenative(&self) -> bool {
+            false
+        }
+    }
+
+    #[test]
+    fn a_window_that_cannot_begin_at_a_token_begins_at_a_later_one() {
+        let ids: Vec<u32> = (0..200)
+            .map(|i| u32::from(i % KEPT == KEPT - 1 || i == KEPT))
+            .collect();
+        let mut window = Window::new(&Letters, &[]);
+        let mut text = String::new();
+        for &id in &ids {
+            text += &window.push(&Letters, id).unwrap();
+            assert!(window.ids.len() < 3 * KEPT);
+        }
+        text += &window.finish();
+        assert_eq!(text, Letters.decode(&ids).unwrap());
+    }
 }
