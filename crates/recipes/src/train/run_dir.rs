@@ -32,6 +32,8 @@ const START: &str = "start.json";
 #[derive(Clone, Debug)]
 pub struct RunDir {
     path: PathBuf,
+    /// Whether a run goes on.
+    resumes: bool,
     lock: Arc<OnceLock<RunLock>>,
 }
 
@@ -40,6 +42,7 @@ impl RunDir {
     pub fn open(out: &Path, recipe: &Recipe, resume: bool) -> Result<Self, TrainError> {
         let dir = Self {
             path: out.to_path_buf(),
+            resumes: resume,
             lock: Arc::default(),
         };
         match resume {
@@ -54,7 +57,7 @@ impl RunDir {
 
     /// Whether a run goes on.
     pub fn resumes(&self) -> bool {
-        self.lock.get().is_some()
+        self.resumes
     }
 
     /// The folder itself.
@@ -113,7 +116,7 @@ impl RunDir {
 
     /// Whether the folder has checkpoints, usable or not.
     pub fn has_checkpoints(&self) -> bool {
-        self.resumes() && !run_folder::complete(&self.checkpoints()).is_empty()
+        self.resumes && !run_folder::complete(&self.checkpoints()).is_empty()
     }
 
     /// The configuration of the model that the run started from, if the recipe said `start`.
@@ -141,7 +144,7 @@ impl RunDir {
         let make =
             |path: &Path| atomic::create_folder(path).map_err(|source| file_error(path, source));
         make(&self.path)?;
-        if !self.resumes() {
+        if !self.resumes {
             self.take_lock()?;
             // Another run may have been here since the folder was looked at.
             self.check_free()?;
