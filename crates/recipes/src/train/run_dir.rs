@@ -16,9 +16,6 @@ use super::{
 };
 use crate::{atomic, recipe::Recipe};
 
-/// The effective recipe.
-const RECIPE: &str = "recipe.json";
-
 /// What tells the run from others.
 const IDENTITY: &str = "run.json";
 
@@ -87,7 +84,7 @@ impl RunDir {
 
     /// Locks the folder of a run that has these settings.
     fn open_run(&self, recipe: &Recipe) -> Result<(), TrainError> {
-        let file = self.path.join(RECIPE);
+        let file = self.path.join(run_folder::RECIPE);
         if !file.is_file() {
             let path = self.path.clone();
             return Err(TrainError::NothingToResume { path });
@@ -151,7 +148,7 @@ impl RunDir {
         }
         let cleaned = atomic::remove_temporary(&self.path);
         cleaned.map_err(|source| file_error(&self.path, source))?;
-        write_json(&self.path.join(RECIPE), &recipe.to_json())?;
+        write_json(&self.path.join(run_folder::RECIPE), &recipe.to_json())?;
         if starts_from_model {
             write_json(&self.path.join(START), config)?;
         }
