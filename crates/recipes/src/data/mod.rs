@@ -84,7 +84,7 @@ pub enum DataError {
         path: PathBuf,
     },
     /// A file without text.
-    #[error("{}: the file is empty, or all of its documents are", path.display())]
+    #[error("{}: the file is empty, or all of its documents are; leave it out, or give a file with text", path.display())]
     Empty {
         /// The file.
         path: PathBuf,
