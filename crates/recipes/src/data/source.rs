@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::DataError;
+use super::{DataError, read_error};
 
 /// Text is handed on in pieces of about this size, split at line ends: memory stays constant, and only a token that would span
 /// such a split is lost. A longer line is split between two characters.
@@ -328,13 +328,6 @@ fn pieces(mut text: &str) -> impl Iterator<Item = &str> {
         text = rest;
         Some(piece)
     })
-}
-
-fn read_error(path: &Path, source: io::Error) -> DataError {
-    DataError::Read {
-        path: path.to_path_buf(),
-        source,
-    }
 }
 
 /// Lines of a text, checked to be text in UTF-8; a byte order mark at its start is not part of it.
