@@ -23,7 +23,7 @@ impl Recipe {
     /// # Errors
     ///
     /// [`RecipeError::TooLarge`] says how much memory it would take.
-    pub fn check_memory<S: ChannelMixerConfig>(
+    pub(crate) fn check_memory<S: ChannelMixerConfig>(
         &self,
         config: &Rwkv7Config<S>,
         device: &Device,
