@@ -60,12 +60,18 @@ pub struct TextReport {
     pub tokens_per_second: f64,
 }
 
-/// Evaluates windows of `context` tokens, each from an empty state, `rows` at a time: how models of a fixed context are
-/// compared. The last window is shorter where the text ends within it, so that every token but the first is predicted.
+/// Evaluates windows of `context` tokens of the part `range` of a text, each from an empty state, `rows` at a time: how models of a
+/// fixed context are compared. The last window is shorter where the text ends within it, so that every token but the first is
+/// predicted. `tokenizer` made the tokens.
 ///
 /// # Errors
 ///
-/// [`DataError::TooShort`] if the part does not hold a window; [`EvaluateError::NotFinite`].
+/// [`DataError::TooShort`] if the part does not hold a window, [`DataError::Read`] if the token file was cut off;
+/// [`EvaluateError::NotFinite`].
+///
+/// # Panics
+///
+/// If `context` or `rows` is 0.
 pub fn windows<M: ChannelMixer>(
     model: &Rwkv7<M>,
     device: &Device,
@@ -94,12 +100,17 @@ pub fn windows<M: ChannelMixer>(
     report(sum, count, bytes, started)
 }
 
-/// Evaluates a text from its first token to its last, the state carried on, as a recurrent model is used. An end-of-text
-/// token stands before the first one.
+/// Evaluates a text from its first token to its last, `chunk` tokens at a time and the state carried on, as a recurrent model is
+/// used. An end-of-text token stands before the first one. `tokenizer` made the tokens.
 ///
 /// # Errors
 ///
-/// [`DataError::TooShort`] if there is nothing to predict; [`EvaluateError::NotFinite`].
+/// [`DataError::TooShort`] if there is nothing to predict, [`DataError::Read`] if the token file was cut off;
+/// [`EvaluateError::NotFinite`].
+///
+/// # Panics
+///
+/// If `chunk` is 0.
 pub fn stream<M: ChannelMixer>(
     model: &Rwkv7<M>,
     device: &Device,

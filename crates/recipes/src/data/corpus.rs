@@ -54,6 +54,9 @@ impl Corpus<'_> {
                 Err(DataError::Damaged { reason, .. }) => {
                     log::warn!("{}: {reason}; tokenizing again", path.display());
                 }
+                // Another process has just made room.
+                Err(DataError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                }
                 other => return other,
             }
         }

@@ -10,7 +10,7 @@ use std::{
 
 use twox_hash::XxHash3_128;
 
-use super::{DataError, cache::Cache};
+use super::{DataError, cache::Cache, read_error};
 
 /// Time between two log lines that say how far reading is.
 const INTERVAL: Duration = Duration::from_secs(5);
@@ -118,13 +118,6 @@ fn is_pipe(path: &Path) -> bool {
 #[cfg(not(unix))]
 fn is_pipe(_path: &Path) -> bool {
     false
-}
-
-fn read_error(path: &Path, source: io::Error) -> DataError {
-    DataError::Read {
-        path: path.to_path_buf(),
-        source,
-    }
 }
 
 fn write_error(cache: &Cache, source: io::Error) -> DataError {

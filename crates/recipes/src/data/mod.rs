@@ -40,7 +40,10 @@ pub mod source;
 pub mod tokens;
 pub mod windows;
 
-use std::path::PathBuf;
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
 
 use burn::data::dataset::DatasetError;
 use rwkv7_core::tokenizer::TokenizerError;
@@ -84,7 +87,7 @@ pub enum DataError {
         path: PathBuf,
     },
     /// A file without text.
-    #[error("{}: the file is empty, or all of its documents are", path.display())]
+    #[error("{}: the file is empty, or all of its documents are; leave it out, or give a file with text", path.display())]
     Empty {
         /// The file.
         path: PathBuf,
@@ -158,6 +161,14 @@ pub enum DataError {
     /// A dataset that did not give an item.
     #[error("the dataset failed")]
     Dataset(#[from] DatasetError),
+}
+
+/// The error for a file that cannot be read.
+fn read_error(path: &Path, source: io::Error) -> DataError {
+    DataError::Read {
+        path: path.to_path_buf(),
+        source,
+    }
 }
 
 /// Mixes 64 bits thoroughly (SplitMix64's finaliser): randomness as a function of position, with no state to save.

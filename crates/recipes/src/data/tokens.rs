@@ -19,7 +19,7 @@ use std::{
 
 use rwkv7_core::tokenizer::Tokenizer;
 
-use super::DataError;
+use super::{DataError, read_error};
 
 const MAGIC: &[u8; 8] = b"RWKVTOK2";
 
@@ -52,10 +52,7 @@ impl TokenFile {
         fingerprint: &str,
         vocab_size: usize,
     ) -> Result<Self, DataError> {
-        let read = |source| DataError::Read {
-            path: path.to_path_buf(),
-            source,
-        };
+        let read = |source| read_error(path, source);
         let damaged = |reason: String| DataError::Damaged {
             path: path.to_path_buf(),
             reason,
@@ -212,10 +209,7 @@ impl TokenFile {
         let read = file
             .seek(SeekFrom::Start(start))
             .and_then(|_| file.read_exact(&mut bytes));
-        read.map_err(|source| DataError::Read {
-            path: self.path.to_path_buf(),
-            source,
-        })?;
+        read.map_err(|source| read_error(&self.path, source))?;
         Ok(bytes)
     }
 }

@@ -11,8 +11,8 @@ const PARAMETER: f64 = 16.0;
 /// Values that each layer keeps of a token for the backward pass, in widths of the embedding.
 const KEPT: f64 = 20.0;
 
-/// More than any device has.
-const MOST: f64 = 16.0 * (1_u64 << 40) as f64;
+/// Bytes, more than any device has.
+const MOST: f64 = 4.0 * (1_u64 << 40) as f64;
 
 /// The estimate is rough: only what is this many times too large is refused.
 const MARGIN: f64 = 4.0;
@@ -23,7 +23,7 @@ impl Recipe {
     /// # Errors
     ///
     /// [`RecipeError::TooLarge`] says how much memory it would take.
-    pub fn check_memory<S: ChannelMixerConfig>(
+    pub(crate) fn check_memory<S: ChannelMixerConfig>(
         &self,
         config: &Rwkv7Config<S>,
         device: &Device,
@@ -35,18 +35,15 @@ impl Recipe {
         let logits = 3.0 * config.vocab_size as f64;
         let needed = PARAMETER * parameters + 4.0 * tokens * (kept + logits);
         let processor = kind(device) == "processor";
-        let limit = match processor.then(memory).flatten() {
-            Some(memory) => MARGIN * memory,
-            None => MOST,
-        };
-        if needed <= limit {
+        let limit = processor.then(memory).flatten().unwrap_or(MOST);
+        if needed <= MARGIN * limit {
             return Ok(());
         }
         Err(RecipeError::TooLarge {
             needed: size(needed),
             parameters,
             tokens,
-            limit: size(limit / MARGIN),
+            limit: size(limit),
         })
     }
 

@@ -12,7 +12,7 @@ impl Recipe {
     /// # Errors
     ///
     /// [`RecipeError::Value`] names the key of a path that is empty or not UTF-8.
-    pub fn with_absolute_paths(&self) -> Result<Self, RecipeError> {
+    pub(crate) fn with_absolute_paths(&self) -> Result<Self, RecipeError> {
         self.check_paths()?;
         let all = |key, paths: &[PathBuf]| -> Result<Vec<PathBuf>, RecipeError> {
             paths.iter().map(|path| absolute(key, path)).collect()

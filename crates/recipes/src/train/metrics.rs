@@ -196,15 +196,11 @@ impl Metric for LmMetric {
         _metadata: &MetricMetadata,
     ) -> Result<SerializedEntry, TensorReadError> {
         self.observe(reading);
-        let Some(current) = self.newest() else {
+        let Some(entry) = self.value() else {
             return Ok(SerializedEntry::not_available(None));
         };
-        let mean = self.mean();
+        let (mean, current) = (self.mean(), entry.current());
         let formatted = format!("epoch {mean:.4} - batch {current:.4}");
-        let entry = NumericEntry::Aggregated {
-            aggregated_value: current,
-            count: self.current_weight,
-        };
         Ok(SerializedEntry::new(formatted, entry.serialize()))
     }
 

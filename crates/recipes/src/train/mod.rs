@@ -10,6 +10,7 @@
 //! | `metrics.jsonl` | every number of every step |
 //! | `start.json` | the configuration of the model that the run started from, where the recipe says `start` |
 //! | `model.safetensors`, `config.json` | the model of the epoch with the lowest validation loss, official names |
+//! | `before-growth.safetensors` | the smaller model, where a growth changed the loss and the run ended |
 //! | `report.json` | the final evaluation |
 
 mod checkpoints;

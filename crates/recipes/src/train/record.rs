@@ -64,7 +64,7 @@ impl Shapes {
     }
 }
 
-/// Whether the record in `path` has exactly these tensors; the reason, if not.
+/// The ids and shapes of the tensors in the record in `path`, which has exactly those expected; the reason, if it has not.
 pub fn check_model(path: &Path, expected: &Shapes) -> Result<Ids, String> {
     let mut ids = Ids::new();
     let mut missing = expected.0.clone();

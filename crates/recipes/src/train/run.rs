@@ -273,7 +273,8 @@ impl<'a, S: Growable> Run<'a, S> {
             return Err(TrainError::NotFinite { what, step, value });
         }
         // burn-train's own answer is no help: its dashboard takes back that it was stopped.
-        let whole = self.log.best(&[self.recipe.epochs()]).is_some();
+        let epochs = self.recipe.epochs();
+        let whole = self.done >= epochs || self.log.best(&[epochs]).is_some();
         match self.stop.get_message() {
             None if whole => Ok(()),
             None => Err(TrainError::Stopped {

@@ -16,9 +16,6 @@ use super::{
 };
 use crate::{atomic, recipe::Recipe};
 
-/// The effective recipe.
-const RECIPE: &str = "recipe.json";
-
 /// What tells the run from others.
 const IDENTITY: &str = "run.json";
 
@@ -32,6 +29,8 @@ const START: &str = "start.json";
 #[derive(Clone, Debug)]
 pub struct RunDir {
     path: PathBuf,
+    /// Whether a run goes on.
+    resumes: bool,
     lock: Arc<OnceLock<RunLock>>,
 }
 
@@ -40,6 +39,7 @@ impl RunDir {
     pub fn open(out: &Path, recipe: &Recipe, resume: bool) -> Result<Self, TrainError> {
         let dir = Self {
             path: out.to_path_buf(),
+            resumes: resume,
             lock: Arc::default(),
         };
         match resume {
@@ -54,7 +54,7 @@ impl RunDir {
 
     /// Whether a run goes on.
     pub fn resumes(&self) -> bool {
-        self.lock.get().is_some()
+        self.resumes
     }
 
     /// The folder itself.
@@ -84,7 +84,7 @@ impl RunDir {
 
     /// Locks the folder of a run that has these settings.
     fn open_run(&self, recipe: &Recipe) -> Result<(), TrainError> {
-        let file = self.path.join(RECIPE);
+        let file = self.path.join(run_folder::RECIPE);
         if !file.is_file() {
             let path = self.path.clone();
             return Err(TrainError::NothingToResume { path });
@@ -113,7 +113,7 @@ impl RunDir {
 
     /// Whether the folder has checkpoints, usable or not.
     pub fn has_checkpoints(&self) -> bool {
-        self.resumes() && !run_folder::complete(&self.checkpoints()).is_empty()
+        self.resumes && !run_folder::complete(&self.checkpoints()).is_empty()
     }
 
     /// The configuration of the model that the run started from, if the recipe said `start`.
@@ -141,14 +141,14 @@ impl RunDir {
         let make =
             |path: &Path| atomic::create_folder(path).map_err(|source| file_error(path, source));
         make(&self.path)?;
-        if !self.resumes() {
+        if !self.resumes {
             self.take_lock()?;
             // Another run may have been here since the folder was looked at.
             self.check_free()?;
         }
         let cleaned = atomic::remove_temporary(&self.path);
         cleaned.map_err(|source| file_error(&self.path, source))?;
-        write_json(&self.path.join(RECIPE), &recipe.to_json())?;
+        write_json(&self.path.join(run_folder::RECIPE), &recipe.to_json())?;
         if starts_from_model {
             write_json(&self.path.join(START), config)?;
         }

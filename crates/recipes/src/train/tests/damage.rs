@@ -257,6 +257,12 @@ fn damaged_metrics_stop_nothing_and_choose_no_model() {
         run(&small(), parts.path(), true).unwrap();
         assert!(tensors(parts.path()) == *expected, "{kind}");
     }
+    // Of a run of an older version nothing but this file has the losses. The run is done and was not stopped.
+    let parts = tempfile::tempdir().unwrap();
+    killed(&damaged.whole(""), parts.path(), 4..=6);
+    age(parts.path());
+    fs::remove_file(parts.path().join("metrics.jsonl")).unwrap();
+    assert_eq!(run(&small(), parts.path(), true).unwrap().epoch, 6);
 }
 
 /// The model of an earlier epoch, which was the best, is read at the end of the run.

@@ -48,7 +48,7 @@ fn a_model_grows_while_it_is_trained() {
 #[test]
 fn a_run_keeps_its_products() {
     if let Err(error) = MatmulPrecision::Bf16.check(&Device::flex()) {
-        eprintln!("skipped: {error}");
+        skipped(&error);
         return;
     }
     let folder = tempfile::tempdir().unwrap();

@@ -15,6 +15,12 @@ use serde_json::Value;
 
 use super::{run_dir::write_json, *};
 
+/// Says that a test is skipped, past the test harness, which hides what passes.
+fn skipped(reason: &dyn std::fmt::Display) {
+    use std::io::Write;
+    let _ = writeln!(std::io::stderr(), "skipped: {reason}");
+}
+
 fn recipe(more: &[&str]) -> Recipe {
     let small = [
         "model.n_layer=1",
