@@ -32,7 +32,11 @@ fn another_tokenizer_than_the_models_is_said() {
     let measured: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(measured["tokens"], 5, "four words and the end of the text");
     let output = dir.run(&[&EVAL[..], &["a.txt", "--tokenizer", "byte"]].concat());
-    assert!(!String::from_utf8_lossy(&output.stderr).contains("is not"));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.success() && !said.contains("is not"),
+        "{said}"
+    );
 }
 
 /// Published tokenizers are larger than any recipe.
@@ -59,6 +63,7 @@ fn files_of_a_folder_that_are_left_out_are_counted() {
     }
     let output = dir.run(&[&EVAL[..], &["texts"]].concat());
     let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
     assert!(
         said.contains("texts: read 1 of 3 files; left out, for example, texts/b.csv"),
         "{said}"
