@@ -3,6 +3,7 @@
 //! ```text
 //! recipe.json                        written when the run starts
 //! config.json
+//! tokenizer.json, vocabulary.txt     a copy of the tokenizer's file, or neither for the tokenizer `byte`
 //! checkpoints/{epoch}/model.bpk      one folder for each epoch that is kept
 //! model.safetensors                  written when the run ends
 //! ```
