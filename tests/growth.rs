@@ -3,7 +3,7 @@
 
 mod workdir;
 
-use burn::tensor::Device;
+use burn::tensor::{DType, Device};
 use rwkv7_core::{
     Rwkv7Config,
     checkpoint::{self, Format},
@@ -304,6 +304,31 @@ fn a_growth_never_writes_numbers_that_are_not_finite() {
         &["head.weight", "f16", "too large"],
     );
     dir.ok(&[&grow[..], &["--dtype", "bf16"]].concat());
+}
+
+/// Another dtype would not help, so none is advised.
+#[test]
+fn logits_that_are_too_large_to_be_compared_are_said_to_be() {
+    let dir = Workdir::new();
+    let config = Rwkv7Config {
+        head_size: 16,
+        ..Rwkv7Config::new(53, 1, 32)
+    };
+    let mut model = config.init(&Device::default());
+    model.head.weight = model.head.weight.map(|weight| weight.mul_scalar(1e25));
+    checkpoint::save(
+        &dir.path("a.safetensors"),
+        &config,
+        &model,
+        Format::Official,
+        Some(DType::BF16),
+    )
+    .unwrap();
+    let grow = ["grow", "a.safetensors", "x.safetensors", "--to"];
+    dir.fails(
+        &[&grow[..], &[r#"{"n_layer": 2}"#]].concat(),
+        &["cannot be compared; --no-verify"],
+    );
 }
 
 #[test]

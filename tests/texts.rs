@@ -10,17 +10,16 @@ use workdir::Workdir;
 const EVAL: [&str; 5] = ["eval", "--model", "reverse-rwkv7", "--json", "--data"];
 
 /// A tokenizer with fewer ids than the model, so that nothing but the word of the program tells that it is a wrong one.
+const WORDS: &str = r#"{"version": "1.0", "truncation": {"direction": "Right", "max_length": 1, "strategy": "LongestFirst", "stride": 0},
+    "padding": null, "added_tokens": [], "normalizer": null, "pre_tokenizer": {"type": "WhitespaceSplit"},
+    "post_processor": null, "decoder": null,
+    "model": {"type": "WordLevel", "vocab": {"</s>": 0, "a": 1}, "unk_token": "a"}}"#;
+
 #[test]
 fn another_tokenizer_than_the_models_is_said() {
     let dir = Workdir::new();
     dir.write("a.txt", "a a a a");
-    dir.write(
-        "words.json",
-        r#"{"version": "1.0", "truncation": {"direction": "Right", "max_length": 1, "strategy": "LongestFirst", "stride": 0},
-            "padding": null, "added_tokens": [], "normalizer": null, "pre_tokenizer": {"type": "WhitespaceSplit"},
-            "post_processor": null, "decoder": null,
-            "model": {"type": "WordLevel", "vocab": {"</s>": 0, "a": 1}, "unk_token": "a"}}"#,
-    );
+    dir.write("words.json", WORDS);
     let output = dir.run(&[&EVAL[..], &["a.txt", "--tokenizer", "words.json"]].concat());
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{said}");
@@ -33,7 +32,26 @@ fn another_tokenizer_than_the_models_is_said() {
     let measured: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(measured["tokens"], 5, "four words and the end of the text");
     let output = dir.run(&[&EVAL[..], &["a.txt", "--tokenizer", "byte"]].concat());
-    assert!(!String::from_utf8_lossy(&output.stderr).contains("is not"));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.success() && !said.contains("is not"),
+        "{said}"
+    );
+}
+
+/// Published tokenizers are larger than any recipe.
+#[test]
+fn a_large_tokenizer_in_the_folder_of_a_run_is_found() {
+    let dir = Workdir::new();
+    std::fs::create_dir(dir.path("run")).unwrap();
+    dir.ok(&["convert", "reverse-rwkv7", "run/model.safetensors"]);
+    dir.write("run/recipe.json", r#"{"tokenizer": "other/words.json"}"#);
+    let large = format!("{WORDS}{}", " ".repeat(17 << 20));
+    dir.write("run/tokenizer.json", large);
+    dir.write("a.txt", "a a a a");
+    let model = "run/model.safetensors";
+    let measured = dir.json(&["eval", "--model", model, "--json", "--data", "a.txt"]);
+    assert_eq!(measured["tokens"], 5, "four words and the end of the text");
 }
 
 #[test]
@@ -45,6 +63,7 @@ fn files_of_a_folder_that_are_left_out_are_counted() {
     }
     let output = dir.run(&[&EVAL[..], &["texts"]].concat());
     let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
     assert!(
         said.contains("texts: read 1 of 3 files; left out, for example, texts/b.csv"),
         "{said}"

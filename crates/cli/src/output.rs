@@ -32,7 +32,7 @@ pub enum OutputError {
         folder: PathBuf,
     },
     /// The folder of the output takes no new file.
-    #[error("{}: no file can be written to the folder {}: {reason}", output.display(), folder.display())]
+    #[error("{}: no file can be written to the folder {}: {reason}; name a file in another folder", output.display(), folder.display())]
     NotWritable {
         /// The output.
         output: PathBuf,

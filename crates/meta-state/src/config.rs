@@ -202,14 +202,13 @@ impl ChannelMixerConfig for MetaStateConfig {
             }
             _ => {}
         }
+        let expected = "above 0 in f32 (1.2e-38 to 3.4e38)";
         if let Scale::Constant(c) = self.scale
             && !is_positive(c)
         {
-            let expected = "more than 0, and in f32 too (1.2e-38 to 3.4e38)";
             return Err(ConfigError::field("ffn.scale.constant", c, expected));
         }
         if !is_positive(self.norm_eps) {
-            let expected = "more than 0, and in f32 too (1.2e-38 to 3.4e38)";
             return Err(ConfigError::field("ffn.norm_eps", self.norm_eps, expected));
         }
         Ok(())

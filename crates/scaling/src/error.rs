@@ -97,7 +97,7 @@ pub enum ScalingError {
 /// Why a growth was not lossless, in a sentence.
 fn not_lossless(largest: f64, half: bool) -> &'static str {
     if !largest.is_finite() {
-        "A model whose logits are not finite numbers cannot be compared"
+        "Logits that are no finite numbers, or whose squares are too large for f32, cannot be compared"
     } else if half {
         "Half-precision values that had to be scaled are rounded: try f32"
     } else {

@@ -10,7 +10,7 @@ const TOLERANCE: f64 = 1e-3;
 /// The distance of two models' logits, over the vocabulary of the smaller one.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Difference {
-    /// Largest difference of a logit, in standard deviations of the smaller model's logits.
+    /// Largest difference of a logit, in standard deviations of the smaller model's logits; NaN if these have none in f32.
     pub largest: f64,
     /// Mean difference, in the same unit.
     pub mean: f64,
@@ -61,9 +61,9 @@ impl Difference {
         let [p, q] = [expected, found].map(|logits| activation::log_softmax(logits, 2));
         let kl = number((p.clone().exp() * (p - q)).sum_dim(2).mean());
         Self {
-            // A maximum may pass over NaN.
-            largest: if mean.is_nan() {
-                mean
+            // A maximum may pass over NaN. Logits whose squares f32 cannot hold leave no unit to measure in.
+            largest: if mean.is_nan() || deviation.is_infinite() {
+                f64::NAN
             } else {
                 largest / deviation
             },

@@ -3,16 +3,14 @@
 //! ```text
 //! recipe.json                        written when the run starts
 //! config.json
+//! tokenizer.json, vocabulary.txt     a copy of the tokenizer's file, or neither for the tokenizer `byte`
 //! checkpoints/{epoch}/model.bpk      one folder for each epoch that is kept
 //! model.safetensors                  written when the run ends
 //! ```
 
 use std::path::{Path, PathBuf};
 
-use rwkv7_core::{
-    checkpoint::{Checkpoint, CheckpointError, ModelMetadata},
-    files,
-};
+use rwkv7_core::checkpoint::{Checkpoint, CheckpointError, ModelMetadata};
 
 /// The folder of the checkpoints within that of the run.
 pub const CHECKPOINTS: &str = "checkpoints";
@@ -22,9 +20,6 @@ pub const RECIPE: &str = "recipe.json";
 
 /// The copy of the tokenizer's file within the folder of the run: a Hugging Face tokenizer, or a World vocabulary.
 pub const TOKENIZERS: [&str; 2] = ["tokenizer.json", "vocabulary.txt"];
-
-/// Bytes of the largest recipe that is read.
-const LARGEST_TEXT: u64 = 1 << 24;
 
 /// The file with the model of an epoch's checkpoint; `folder` is the run's folder of checkpoints.
 pub fn model_file(folder: &Path, epoch: usize) -> PathBuf {
@@ -59,17 +54,14 @@ pub fn open(path: &Path) -> Result<Checkpoint, CheckpointError> {
     })
 }
 
-/// The file `name` of the run that left the model in `path`, and its content. The file lies beside the model. For a checkpoint of
-/// the run (`.bpk`) it may also lie one or two folders above.
-pub fn beside(path: &Path, name: &str) -> Option<(PathBuf, String)> {
+/// The file `name` of the run that left the model in `path`. The file lies beside the model. For a checkpoint of the run (`.bpk`)
+/// it may also lie one or two folders above.
+pub fn beside(path: &Path, name: &str) -> Option<PathBuf> {
     let checkpoint = path.extension().is_some_and(|e| e == "bpk");
     let folders = path.ancestors().skip(usize::from(!path.is_dir()));
-    let mut folders = folders.take(if checkpoint { 3 } else { 1 });
-    folders.find_map(|folder| {
-        let file = folder.join(name);
-        let content = files::read_text(&file, LARGEST_TEXT).ok()?;
-        Some((file, content))
-    })
+    let folders = folders.take(if checkpoint { 3 } else { 1 });
+    let mut files = folders.map(|folder| folder.join(name));
+    files.find(|file| file.is_file())
 }
 
 /// The state of a run that has not ended, in words; none where `folder` holds a model or no run.

@@ -5,12 +5,18 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rwkv7_core::checkpoint::{Checkpoint, CheckpointError};
+use rwkv7_core::{
+    checkpoint::{Checkpoint, CheckpointError},
+    files,
+};
 
 use crate::{
     entries::{Entry, find, trained},
     run_folder::{self, RECIPE, beside, unfinished},
 };
+
+/// Bytes of the largest recipe that is read.
+const LARGEST_RECIPE: u64 = 1 << 24;
 
 /// Where a model comes from: [`open`](Self::open) gives its checkpoint, [`tokenizer`](Self::tokenizer) the tokenizer that it was
 /// trained with.
@@ -100,7 +106,8 @@ impl Source {
     pub(crate) fn recipe(&self) -> Option<(String, String)> {
         match self {
             Self::Path(path) => {
-                let (file, recipe) = beside(path, RECIPE)?;
+                let file = beside(path, RECIPE)?;
+                let recipe = files::read_text(&file, LARGEST_RECIPE).ok()?;
                 Some((file.display().to_string(), recipe))
             }
             Self::Zoo(entry) => Some((entry.name.clone(), entry.recipe()?.into())),

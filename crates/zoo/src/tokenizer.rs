@@ -129,7 +129,7 @@ impl Source {
             Self::Path(path) if name != "byte" => {
                 let mut copies = TOKENIZERS.iter().filter_map(|copy| beside(path, copy));
                 match copies.next() {
-                    Some((copy, _)) => copy.display().to_string(),
+                    Some(copy) => copy.display().to_string(),
                     None => return Err(TextError::TokenizerElsewhere { recipe, name }),
                 }
             }

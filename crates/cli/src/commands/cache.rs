@@ -75,6 +75,6 @@ fn ago(age: Duration) -> String {
         (0, ..) => "less than a minute ago".into(),
         (minutes, 0, _) => format!("{minutes} min ago"),
         (_, hours, 0) => format!("{hours} h ago"),
-        (.., days) => format!("{days} days ago"),
+        (.., days) => format!("{days} d ago"),
     }
 }

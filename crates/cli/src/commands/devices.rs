@@ -115,7 +115,7 @@ fn describe(name: &str) -> Result<Support, String> {
                 let _ = child.kill();
                 let _ = child.wait();
                 return Err(format!(
-                    "the driver did not answer within {} seconds",
+                    "the driver did not answer within {} seconds; try another backend or a newer driver",
                     LIMIT.as_secs()
                 ));
             }
@@ -134,8 +134,13 @@ fn describe(name: &str) -> Result<Support, String> {
     };
     Err(said("error: device").map_or_else(
         || {
-            let hardware = said(&format!("device {name}: ")).unwrap_or_default();
-            format!("the driver ends the program ({status}); try another backend or a newer driver. {hardware}")
+            let hardware = said(&format!("device {name}: "));
+            let of = hardware
+                .map(|hardware| format!(" of {hardware}"))
+                .unwrap_or_default();
+            format!(
+                "the driver{of} ends the program ({status}); try another backend or a newer driver"
+            )
         },
         |error| format!("device{error}"),
     ))

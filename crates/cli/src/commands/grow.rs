@@ -135,7 +135,9 @@ fn grow<S: Growable>(
     let difference = growth
         .run(checkpoint, &args.output)
         .map_err(|error| match error {
-            error @ ScalingError::NotLossless { half, .. } => {
+            error @ ScalingError::NotLossless { half, largest, .. } => {
+                // Another dtype makes no logit finite.
+                let half = half && largest.is_finite();
                 GrowError::NotLossless { error, half }.into()
             }
             error => Box::<dyn std::error::Error + Send + Sync>::from(error),

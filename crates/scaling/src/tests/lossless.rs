@@ -3,7 +3,7 @@
 use burn::tensor::DType;
 
 use super::*;
-use crate::ScalingError;
+use crate::{Difference, ScalingError};
 
 /// A hundred random growths, each in f64 and in f32.
 fn lose_nothing<S: Growable>(plan: impl Fn(u64) -> Plan<S>) {
@@ -63,6 +63,15 @@ fn a_norm_of_the_first_channels_grows_by_its_own_size() {
             );
         }
     }
+}
+
+/// Their standard deviation is infinite in f32, and any difference is small beside that.
+#[test]
+fn logits_whose_squares_are_too_large_are_never_lossless() {
+    let device = Device::default();
+    let logits = |size: f32| Tensor::<3>::from_floats([[[size, -size]]], &device);
+    assert!(Difference::of(logits(1.0), logits(1.0)).is_lossless());
+    assert!(!Difference::of(logits(1e30), logits(2e30)).is_lossless());
 }
 
 /// A new head reads rounding errors. `l2` would make them as long as every other z.
