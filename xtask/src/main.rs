@@ -34,7 +34,7 @@ enum Task {
     Study(study::MetaState),
     /// Trains small models that grow, and compares them with large ones from scratch.
     Growth(study::Growth),
-    /// Gives damaged files to every loader, as the test `fuzz` does, and many more of them.
+    /// Gives damaged files to the loaders of models, states and configurations, as the test `fuzz` does, and many more of them.
     Fuzz {
         /// Number of files.
         #[arg(default_value_t = 100_000)]
