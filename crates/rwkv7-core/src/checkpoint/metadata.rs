@@ -105,7 +105,6 @@ pub(super) fn config_beside(path: &Path) -> Result<Option<Value>, CheckpointErro
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use super::*;
     use crate::checkpoint::Checkpoint;
 
     #[test]
