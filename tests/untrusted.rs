@@ -56,6 +56,7 @@ fn safetensors_of(tensors: &Tensors) -> Vec<u8> {
     safetensors::serialize(views, None).unwrap()
 }
 
+#[cfg(unix)]
 #[test]
 fn an_index_leads_to_safetensors_files_of_its_folder_alone() {
     let dir = Workdir::new();
@@ -98,6 +99,7 @@ fn an_index_leads_to_safetensors_files_of_its_folder_alone() {
     dir.ok(&["inspect", "m"]);
 }
 
+#[cfg(unix)]
 #[test]
 fn pipes_and_devices_are_no_models() {
     let dir = Workdir::new();
@@ -117,6 +119,29 @@ fn pipes_and_devices_are_no_models() {
     // The pipe `config.json` is beside it.
     dir.write("a.safetensors", safetensors_of(&tensors()));
     dir.ok(&["inspect", "a.safetensors"]);
+}
+
+/// Whatever file a user names, a device is not read for ever.
+#[cfg(unix)]
+#[test]
+fn devices_are_no_recipes_tokenizers_or_texts() {
+    let dir = Workdir::new();
+    let zero = "/dev/zero";
+    let train = ["train", "--no-tui", "--recipe"];
+    dir.fails(&[&train[..], &[zero]].concat(), &[zero, "a device"]);
+    let text = [&train[..], &["text", "--data", zero]].concat();
+    dir.fails(&text, &[zero]);
+    let tokenizer = [
+        &train[..],
+        &["text", "--data", "a.txt", "--tokenizer", zero],
+    ]
+    .concat();
+    dir.write("a.txt", "a text ".repeat(200));
+    dir.fails(&tokenizer, &[zero, "a device"]);
+    let grow = ["grow", "reverse-rwkv7", "x.safetensors", "--to"];
+    dir.fails(&[&grow[..], &[zero]].concat(), &[zero]);
+    let text = [&grow[..], &[r#"{"n_layer":3}"#, "--text", zero]].concat();
+    dir.fails(&text, &[zero, "a device"]);
 }
 
 #[test]

@@ -358,7 +358,7 @@ impl<S: ChannelMixerConfig> Rwkv7Config<S> {
         }
         self.ffn.validate(&self.dims())?;
         match self.num_params() {
-            parameters if parameters <= LARGEST_MODEL => Ok(()),
+            parameters if parameters as u64 <= LARGEST_MODEL => Ok(()),
             parameters => Err(ConfigError::TooLarge {
                 parameters,
                 bytes: 4 * parameters as u128,

@@ -1,10 +1,14 @@
 //! `metastate grow`: a larger model that computes what the smaller one does.
 
-use std::path::{Path, PathBuf};
+use std::{
+    io::{self, Read},
+    path::{Path, PathBuf},
+};
 
 use rwkv7_core::{
     Rwkv7Config,
     checkpoint::{Checkpoint, Format},
+    files,
 };
 use scaling::{Embedding, Growable, Growth, Method, Plan, ScalingError};
 use serde_json::{Value, json};
@@ -16,6 +20,12 @@ use super::report;
 
 /// Tokens of a text that both models read for the comparison.
 const TOKENS: usize = 512;
+
+/// Bytes of a text that are read for these tokens.
+const BEGINNING: u64 = 1 << 20;
+
+/// Bytes of the largest file that `--to` takes.
+const LARGEST_TARGET: u64 = 1 << 20;
 
 /// Errors of the command line.
 #[derive(Debug, thiserror::Error)]
@@ -57,7 +67,8 @@ fn target(given: &str) -> Result<Value, GrowError> {
     let text = if given.trim_start().starts_with('{') {
         given.to_string()
     } else if Path::new(given).is_file() {
-        std::fs::read_to_string(given).map_err(|error| wrong(error.to_string()))?
+        files::read_text(given.as_ref(), LARGEST_TARGET)
+            .map_err(|error| wrong(error.to_string()))?
     } else {
         return match zoo::config(given) {
             Ok(_) => Ok(given.into()),
@@ -173,13 +184,26 @@ fn grow<S: Growable>(
     Ok(())
 }
 
+/// The beginning of the text in a file, up to a whole character.
+fn beginning(path: &Path) -> io::Result<String> {
+    let mut bytes = Vec::new();
+    files::open(path)?.take(BEGINNING).read_to_end(&mut bytes)?;
+    if let Err(error) = std::str::from_utf8(&bytes)
+        && error.error_len().is_none()
+        && bytes.len() as u64 == BEGINNING
+    {
+        bytes.truncate(error.valid_up_to());
+    }
+    String::from_utf8(bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+}
+
 /// The first tokens of the text in the file `path`.
 fn text(args: &Grow, path: &Path, source: &Source, vocab_size: usize) -> Outcome<Vec<u32>> {
     let wrong = |reason: String| GrowError::Text {
         path: path.to_path_buf(),
         reason,
     };
-    let text = std::fs::read_to_string(path).map_err(|error| wrong(error.to_string()))?;
+    let text = beginning(path).map_err(|error| wrong(error.to_string()))?;
     let (_, tokenizer) = source.tokenizer(args.tokenizer.as_deref(), vocab_size)?;
     let mut ids = tokenizer.encode(&text)?;
     ids.truncate(TOKENS);

@@ -57,8 +57,8 @@ pub enum RecipeError {
     },
     /// A model or batches far larger than the memory.
     #[error(
-        "recipe: training takes about {needed} of memory, for {parameters:.3e} parameters and {tokens:.3e} tokens a batch, and {limit} \
-         are the most; make model.n_layer, model.n_embd, model.vocab_size, batch_size or context smaller"
+        "recipe: training takes about {needed} of memory, for {parameters:.3e} parameters and {tokens:.3e} tokens a batch, and there \
+         are {limit}; make model.n_layer, model.n_embd, model.vocab_size, batch_size or context smaller"
     )]
     TooLarge {
         /// The memory that it would take.

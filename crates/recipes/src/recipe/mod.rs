@@ -9,7 +9,7 @@ mod validate;
 
 use std::path::PathBuf;
 
-use rwkv7_core::{MatmulPrecision, optimizer::OptimizerConfig};
+use rwkv7_core::{MatmulPrecision, files, optimizer::OptimizerConfig};
 use scaling::{Embedding, Method};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -19,6 +19,9 @@ use crate::data::windows::Sampling;
 
 pub use error::RecipeError;
 pub use model::{MetaStateOverrides, ModelOverrides};
+
+/// Bytes of the largest recipe that is read.
+const LARGEST: u64 = 1 << 24;
 
 /// The task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -223,7 +226,7 @@ impl Recipe {
             Some((_, text)) => (*text).to_string(),
             None => {
                 let path = PathBuf::from(name);
-                std::fs::read_to_string(&path).map_err(|source| match source.kind() {
+                files::read_text(&path, LARGEST).map_err(|source| match source.kind() {
                     std::io::ErrorKind::NotFound => RecipeError::Unknown {
                         name: name.into(),
                         known: Self::built_in().collect::<Vec<_>>().join(", "),

@@ -116,7 +116,7 @@ pub enum TrainError {
     },
     /// The run to resume has another recipe.
     #[error(
-        "{}: the run was started with another recipe:\n  {}\nresume it with the same one; only `steps` may grow",
+        "{}: the run was started with another recipe:\n  {}\nresume it with the same one; only `steps` may grow, and `keep_checkpoints` may change",
         path.display(),
         differences.join("\n  ")
     )]

@@ -30,13 +30,11 @@ impl RunLock {
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(in_use(folder, &mut file)),
-            Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => {
-                log::warn!(
-                    "{}: this file system has no locks; no other process may train in the folder",
-                    folder.display()
-                );
-            }
-            Err(TryLockError::Error(error)) => return Err(failed(error)),
+            // Some network file systems have no locks.
+            Err(TryLockError::Error(error)) => log::warn!(
+                "{}: the folder cannot be locked ({error}); no other process may train in it",
+                folder.display()
+            ),
         }
         write_holder(&mut file).map_err(failed)?;
         Ok(Self { _file: file })

@@ -7,6 +7,7 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
+use rwkv7_core::{files, tokenizer};
 use serde_json::{Map, Value, json};
 use zoo::{AnyConfig, run_folder};
 
@@ -100,6 +101,7 @@ impl RunDir {
         }
         let mut allowed = Recipe {
             steps: recipe.steps.max(before.steps),
+            keep_checkpoints: recipe.keep_checkpoints,
             ..before.with_absolute_paths()?
         };
         if self.identity().exists() {
@@ -107,6 +109,10 @@ impl RunDir {
             allowed.data.clone_from(&recipe.data);
             allowed.validation_data.clone_from(&recipe.validation_data);
             allowed.tokenizer.clone_from(&recipe.tokenizer);
+        }
+        if self.has_checkpoints() && self.path.join(START).exists() {
+            // The run does not read the model again.
+            allowed.start.clone_from(&recipe.start);
         }
         no_differences(file, &allowed.to_json(), &recipe.to_json())
     }
@@ -175,7 +181,9 @@ impl RunDir {
         if name == "byte" {
             return Ok(());
         }
-        let bytes = std::fs::read(name).map_err(|source| file_error(Path::new(name), source))?;
+        let name = Path::new(name);
+        let bytes = files::read(name, tokenizer::LARGEST_FILE)
+            .map_err(|source| file_error(name, source))?;
         let is_json = bytes.iter().find(|b| !b.is_ascii_whitespace()) == Some(&b'{');
         let [json, vocabulary] = run_folder::TOKENIZERS;
         let path = self.path.join(if is_json { json } else { vocabulary });

@@ -10,7 +10,7 @@ pub const LARGEST_DEPTH: usize = 1 << 16;
 
 /// Largest number of parameters. In f32 they take a terabyte, which no memory of one computer holds together with what computing
 /// needs.
-pub const LARGEST_MODEL: usize = 1 << 38;
+pub const LARGEST_MODEL: u64 = 1 << 38;
 
 /// A configuration that no model can have.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]

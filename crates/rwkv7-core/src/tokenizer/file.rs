@@ -10,8 +10,8 @@ use serde::de::IgnoredAny;
 
 use crate::files;
 
-/// The largest published files have a quarter of this.
-const LARGEST: u64 = 128 << 20;
+/// Bytes of the largest tokenizer file that is read. The largest published files have a quarter of this.
+pub const LARGEST_FILE: u64 = 128 << 20;
 
 /// The content of a regular file of at most 128 MiB.
 pub(super) fn read(path: &Path) -> io::Result<Vec<u8>> {
@@ -19,7 +19,7 @@ pub(super) fn read(path: &Path) -> io::Result<Vec<u8>> {
         let reason = "it is a folder; name the file in it, such as tokenizer.json";
         return Err(io::Error::other(reason));
     }
-    files::read(path, LARGEST)
+    files::read(path, LARGEST_FILE)
 }
 
 /// Keys by which other JSON files of a model's folder are known, and what such a file is.

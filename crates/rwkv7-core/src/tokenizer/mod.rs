@@ -12,6 +12,7 @@ mod world;
 use std::path::{Path, PathBuf};
 
 pub use byte::ByteTokenizer;
+pub use file::LARGEST_FILE;
 pub use hugging_face::HuggingFaceTokenizer;
 pub use stream::StreamDecoder;
 pub use world::WorldTokenizer;
